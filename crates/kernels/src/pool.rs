@@ -1,0 +1,316 @@
+//! A few threads that wait for short, equal jobs.
+//!
+//! A decode step has some 150 parallel regions of a few microseconds each. Waking a sleeping
+//! thread costs more than such a region, so workers spin for a moment after each job and sleep
+//! only when the stream pauses. A general work-stealing pool (rayon) sleeps and wakes per job;
+//! that is why this small one exists.
+
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Spins before a worker sleeps: some 50 microseconds.
+const SPINS: u32 = 10_000;
+
+/// A job as workers see it: a function of the task's number, and how many tasks there are.
+#[derive(Clone, Copy)]
+struct Job {
+    call: *const (dyn Fn(usize, usize) + Sync),
+    n_tasks: usize,
+}
+
+// SAFETY: the pointer is used only while `Pool::run` waits for all workers, and the function
+// behind it is `Sync`.
+unsafe impl Send for Job {}
+
+/// What the caller and the workers share.
+struct Shared {
+    /// Number of the newest job; it changes after `job` was written. Workers wait on it.
+    epoch: AtomicUsize,
+    /// The newest job. Locked for an instant by the caller to write and by each worker to read.
+    job: Mutex<Option<Job>>,
+    /// The next task to take.
+    next: AtomicUsize,
+    /// Workers that have not finished the newest job.
+    active: AtomicUsize,
+    /// Workers asleep; guards the condition variable below.
+    sleepers: Mutex<usize>,
+    wake: Condvar,
+    /// A task panicked; the caller panics in turn.
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// A pool of threads that run the tasks of one job at a time; the calling thread works too.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held while a job runs: a second caller waits.
+    turn: Mutex<()>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.n_threads())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Panics inside tasks are caught, so a poisoned lock still guards consistent data.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A pool of `n_threads`, the caller's included.
+    #[must_use]
+    pub fn new(n_threads: NonZeroUsize) -> Self {
+        let shared = Arc::new(Shared {
+            epoch: AtomicUsize::new(0),
+            job: Mutex::new(None),
+            next: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            sleepers: Mutex::new(0),
+            wake: Condvar::new(),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let workers = (1..n_threads.get())
+            .map(|worker| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || shared.work(worker))
+            })
+            .collect();
+        Self { shared, workers, turn: Mutex::new(()) }
+    }
+
+    /// Threads that work on a job.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task(thread, i)` once for each `i` below `n_tasks`, on all threads; returns when all
+    /// are done. `thread` is below [`Pool::n_threads`] and differs between tasks that run at once.
+    ///
+    /// # Panics
+    ///
+    /// If a task panics, after all have stopped.
+    pub(crate) fn run(&self, n_tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        if self.workers.is_empty() || n_tasks <= 1 {
+            return (0..n_tasks).for_each(|i| task(0, i));
+        }
+        let _turn = lock(&self.turn);
+        // SAFETY: only the lifetime changes. The reference is dead before this function returns,
+        // since it waits until no worker is active on the job.
+        let call = unsafe {
+            std::mem::transmute::<
+                *const (dyn Fn(usize, usize) + Sync + '_),
+                *const (dyn Fn(usize, usize) + Sync + 'static),
+            >(task)
+        };
+        let job = Job { call, n_tasks };
+        let shared = &*self.shared;
+        *lock(&shared.job) = Some(job);
+        shared.next.store(0, Ordering::Relaxed);
+        shared.active.store(self.workers.len(), Ordering::Relaxed);
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        if *lock(&shared.sleepers) > 0 {
+            shared.wake.notify_all();
+        }
+        shared.take_tasks(job, 0);
+        let mut spins = 0;
+        while shared.active.load(Ordering::Acquire) > 0 {
+            spin(&mut spins);
+        }
+        if shared.panicked.swap(false, Ordering::Relaxed) {
+            panic!("a parallel task panicked");
+        }
+    }
+
+    /// Calls `f(i, chunk)` for the `i`-th chunk of `chunk_len` elements of `data`, in parallel; the
+    /// last chunk may be shorter.
+    ///
+    /// # Panics
+    ///
+    /// If `chunk_len` is 0 and `data` is not empty, or if `f` panics.
+    pub fn for_each_chunk<T: Send>(
+        &self,
+        data: &mut [T],
+        chunk_len: usize,
+        f: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let mut nothing = vec![(); self.n_threads()];
+        self.for_each_chunk_with(data, chunk_len, &mut nothing, |(), i, chunk| f(i, chunk));
+    }
+
+    /// As [`Pool::for_each_chunk`], with a scratch value for each thread.
+    ///
+    /// # Panics
+    ///
+    /// Also if there are fewer scratch values than threads.
+    pub fn for_each_chunk_with<T: Send, S: Send>(
+        &self,
+        data: &mut [T],
+        chunk_len: usize,
+        scratch: &mut [S],
+        f: impl Fn(&mut S, usize, &mut [T]) + Sync,
+    ) {
+        if data.is_empty() {
+            return;
+        }
+        assert!(chunk_len > 0, "chunks of no elements");
+        assert!(scratch.len() >= self.n_threads(), "a scratch value for each thread");
+        let len = data.len();
+        let (data, scratch) = (Shareable(data.as_mut_ptr()), Shareable(scratch.as_mut_ptr()));
+        self.run(len.div_ceil(chunk_len), &|thread, i| {
+            let first = i * chunk_len;
+            // SAFETY: chunk `i` lies inside the slice and overlaps no other chunk; each number is
+            // handed out once.
+            let chunk = unsafe {
+                std::slice::from_raw_parts_mut(data.get().add(first), chunk_len.min(len - first))
+            };
+            // SAFETY: `thread` is below the number of scratch values, and no other task that runs
+            // at the same time has the same number.
+            let scratch = unsafe { &mut *scratch.get().add(thread) };
+            f(scratch, i, chunk);
+        });
+    }
+}
+
+/// A pointer to data that the tasks of a job divide among themselves.
+pub(crate) struct Shareable<T>(pub(crate) *mut T);
+
+// SAFETY: `Pool::for_each_chunk_with` gives each element to one task at a time, and `T: Send`.
+unsafe impl<T: Send> Sync for Shareable<T> {}
+
+impl<T> Shareable<T> {
+    pub(crate) fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// Waits a moment; gives the core away after a while, in case the other thread needs it.
+fn spin(spins: &mut u32) {
+    *spins += 1;
+    if *spins > SPINS {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
+impl Shared {
+    /// Runs tasks until none is left.
+    fn take_tasks(&self, job: Job, thread: usize) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let i = self.next.fetch_add(1, Ordering::Relaxed);
+                if i >= job.n_tasks {
+                    return;
+                }
+                // SAFETY: `Pool::run` keeps the function alive until no worker is active.
+                unsafe { (*job.call)(thread, i) };
+            }
+        }));
+        if result.is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The loop of a worker thread.
+    fn work(&self, thread: usize) {
+        let mut seen = 0;
+        loop {
+            self.wait_for_job(seen);
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            seen = self.epoch.load(Ordering::SeqCst);
+            let job = *lock(&self.job);
+            if let Some(job) = job {
+                self.take_tasks(job, thread);
+                self.active.fetch_sub(1, Ordering::Release);
+            }
+        }
+    }
+
+    /// Returns when there is a newer job than `seen`, or when the pool stops.
+    fn wait_for_job(&self, seen: usize) {
+        let ready =
+            || self.epoch.load(Ordering::SeqCst) != seen || self.stop.load(Ordering::SeqCst);
+        for _ in 0..SPINS {
+            if ready() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut sleepers = lock(&self.sleepers);
+        *sleepers += 1;
+        // The caller changes the epoch before it takes this lock, so no wake-up is lost.
+        while !ready() {
+            sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
+        }
+        *sleepers -= 1;
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        drop(lock(&self.shared.sleepers));
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker catches its tasks' panics, so it can only have ended normally.
+            let _ = worker.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_is_visited_once() {
+        for n_threads in [1, 2, 3, 5] {
+            let pool = Pool::new(NonZeroUsize::new(n_threads).unwrap());
+            for len in [0, 1, 2, 7, 64, 1000] {
+                for chunk in [1, 3, 64] {
+                    let mut data = vec![0u32; len];
+                    pool.for_each_chunk(&mut data, chunk, |i, c| {
+                        c.iter_mut().for_each(|x| *x += 1 + i as u32);
+                    });
+                    let expected: Vec<u32> = (0..len).map(|x| 1 + (x / chunk) as u32).collect();
+                    assert_eq!(data, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_short_jobs_after_pauses() {
+        let pool = Pool::new(NonZeroUsize::new(2).unwrap());
+        let mut data = vec![0u32; 8];
+        for round in 0..3000 {
+            if round % 1000 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            pool.for_each_chunk(&mut data, 1, |_, c| c[0] += 1);
+        }
+        assert_eq!(data, vec![3000; 8]);
+    }
+
+    #[test]
+    fn a_panicking_task_reaches_the_caller_and_the_pool_survives() {
+        let pool = Pool::new(NonZeroUsize::new(2).unwrap());
+        let mut data = vec![0u32; 16];
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.for_each_chunk(&mut data, 1, |i, _| assert!(i != 3, "task 3"));
+        }));
+        assert!(result.is_err());
+        pool.for_each_chunk(&mut data, 1, |_, c| c[0] = 9);
+        assert_eq!(data, vec![9; 16]);
+    }
+}
