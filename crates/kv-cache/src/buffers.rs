@@ -1,0 +1,162 @@
+//! The numbers of a cache: keys and values of one KV head.
+
+use everstream_kernels::{
+    Attention, Element, Isa, Rotation, Span, attend, key_tiles_len, read_key, write_key,
+};
+use half::f16;
+
+use crate::Slot;
+
+/// How keys and values are stored; sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// 4 bytes a number.
+    F32,
+    /// 2 bytes a number.
+    #[default]
+    F16,
+}
+
+impl KvType {
+    /// Bytes of a number.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// Keys and values of one KV head of one layer, for all slots.
+#[derive(Clone, Debug)]
+pub struct HeadBuffers {
+    head_dim: usize,
+    /// Slots before this one have no un-rotated key.
+    first_raw: usize,
+    store: Store,
+}
+
+#[derive(Clone, Debug)]
+enum Store {
+    F32(Rows<f32>),
+    F16(Rows<f16>),
+}
+
+#[derive(Clone, Debug)]
+struct Rows<E> {
+    /// Rotated keys in tiles: `[n_tiles, head_dim, 16]`.
+    keys: Vec<E>,
+    /// `[n_slots, head_dim]`
+    values: Vec<E>,
+    /// Keys before rotation: `[n_slots - first_raw, head_dim]`, or empty.
+    raw: Vec<E>,
+}
+
+impl<E: Element> Rows<E> {
+    fn new(n_slots: usize, n_raw: usize, head_dim: usize) -> Self {
+        Self {
+            keys: vec![E::default(); key_tiles_len(n_slots, head_dim)],
+            values: vec![E::default(); n_slots * head_dim],
+            raw: vec![E::default(); n_raw * head_dim],
+        }
+    }
+}
+
+/// Runs the same code on either element type.
+macro_rules! on_rows {
+    ($store:expr, $rows:ident => $body:expr) => {
+        match $store {
+            Store::F32($rows) => $body,
+            Store::F16($rows) => $body,
+        }
+    };
+}
+
+impl HeadBuffers {
+    /// Zeroed buffers; un-rotated keys for the slots from `first_raw` (`n_slots` for none).
+    pub(crate) fn new(ty: KvType, n_slots: usize, first_raw: usize, head_dim: usize) -> Self {
+        let n_raw = n_slots - first_raw;
+        let store = match ty {
+            KvType::F32 => Store::F32(Rows::new(n_slots, n_raw, head_dim)),
+            KvType::F16 => Store::F16(Rows::new(n_slots, n_raw, head_dim)),
+        };
+        Self { head_dim, first_raw, store }
+    }
+
+    /// Stores a token: its key before rotation (kept if this cache keeps them), its rotated key and
+    /// its value, each `[head_dim]`.
+    pub fn write(&mut self, slot: Slot, raw: &[f32], key: &[f32], value: &[f32]) {
+        let (slot, dim) = (slot.0 as usize, self.head_dim);
+        on_rows!(&mut self.store, rows => {
+            write_key(&mut rows.keys, slot, key);
+            narrow(value, &mut rows.values[slot * dim..][..dim]);
+            if let Some(row) = slot.checked_sub(self.first_raw)
+                && let Some(to) = rows.raw.get_mut(row * dim..(row + 1) * dim)
+            {
+                narrow(raw, to);
+            }
+        });
+    }
+
+    /// Rotates the key of a slot again, from its un-rotated form. `scratch` is `[2, head_dim]`.
+    pub(crate) fn rotate_again(&mut self, slot: Slot, rotation: &Rotation, scratch: &mut [f32]) {
+        let (slot, dim) = (slot.0 as usize, self.head_dim);
+        let (raw, key) = scratch.split_at_mut(dim);
+        on_rows!(&mut self.store, rows => {
+            widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], raw);
+            rotation.apply(raw, 1.0, key);
+            write_key(&mut rows.keys, slot, key);
+        });
+    }
+
+    /// Reads the un-rotated key and the value of a slot.
+    pub(crate) fn read_raw(&self, slot: Slot, key: &mut [f32], value: &mut [f32]) {
+        let (slot, dim) = (slot.0 as usize, self.head_dim);
+        on_rows!(&self.store, rows => {
+            widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], key);
+            widen(&rows.values[slot * dim..][..dim], value);
+        });
+    }
+
+    /// Reads the rotated key of a slot; for tests and inspection.
+    pub fn read_key(&self, slot: Slot, key: &mut [f32]) {
+        on_rows!(&self.store, rows => read_key(&rows.keys, slot.0 as usize, key));
+    }
+
+    /// Attention of the query heads that share this KV head; see
+    /// [`everstream_kernels::attend`].
+    pub fn attend(
+        &self,
+        isa: Isa,
+        spans: &[Span],
+        queries: [&[f32]; 2],
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        on_rows!(&self.store, rows => {
+            let (keys, values, head_dim) = (&rows.keys[..], &rows.values[..], self.head_dim);
+            attend(isa, &Attention { keys, values, head_dim, spans, queries }, scores, out);
+        });
+    }
+
+    /// Bytes of rotated keys and values, and of un-rotated keys.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        match &self.store {
+            Store::F32(rows) => ((rows.keys.len() + rows.values.len()) * 4, rows.raw.len() * 4),
+            Store::F16(rows) => ((rows.keys.len() + rows.values.len()) * 2, rows.raw.len() * 2),
+        }
+    }
+}
+
+fn narrow<E: Element>(from: &[f32], to: &mut [E]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = E::from_f32(from);
+    }
+}
+
+fn widen<E: Element>(from: &[E], to: &mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.to_f32();
+    }
+}

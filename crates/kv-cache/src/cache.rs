@@ -1,0 +1,259 @@
+//! Keys and values of one stream in constant memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use everstream_kernels::{Rope, Rotation};
+
+use crate::{
+    CacheError, EvictionPolicy, HeadBuffers, KvType, Place, RowPlan, Sections, Timeline, TokenPos,
+};
+
+/// Whether keys are kept before rotation as well: what a memory stores, and what a recall needs to
+/// open and close positions in the window. They are a second copy of the window's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RawKeys {
+    /// Keep them for the recalled section and the window.
+    Keep,
+    /// Do without.
+    Drop,
+}
+
+/// Capacities and shape, fixed for the life of a cache.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// Layers of the model.
+    pub n_layers: usize,
+    /// KV heads of a layer.
+    pub n_kv_heads: usize,
+    /// Components of a head.
+    pub head_dim: usize,
+    /// The model's rotary frequencies.
+    pub rope: Rope,
+    /// How far back a query looks.
+    pub policy: Arc<dyn EvictionPolicy>,
+    /// Capacity of the recalled section.
+    pub recall_tokens: usize,
+    /// Longest prefill chunk.
+    pub chunk_tokens: usize,
+    /// Storage type.
+    pub kv_type: KvType,
+    /// Whether un-rotated keys are kept.
+    pub raw_keys: RawKeys,
+}
+
+/// Stored keys and values that can enter a cache again.
+pub trait KvSource {
+    /// Tokens it holds.
+    fn n_tokens(&self) -> usize;
+
+    /// Reads the keys **before rotation** and the values of one head of one layer, each
+    /// `[n_tokens, head_dim]`.
+    fn read(&self, layer: usize, kv_head: usize, keys: &mut [f32], values: &mut [f32]);
+}
+
+/// The cache of one stream. Its memory is fixed at construction; cloning it branches the stream.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    timeline: Timeline,
+    rope: Rope,
+    head_dim: usize,
+    raw_keys: RawKeys,
+    /// `[n_layers][n_kv_heads]`
+    layers: Vec<Vec<HeadBuffers>>,
+    /// The chunk that [`KvCache::begin`] planned and [`KvCache::commit`] has not appended.
+    planned: Vec<RowPlan>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Config`] for capacities out of range.
+    pub fn new(config: &CacheConfig) -> Result<Self, CacheError> {
+        let policy = Arc::clone(&config.policy);
+        let timeline = Timeline::new(policy, config.recall_tokens, config.chunk_tokens)?;
+        let n_slots = timeline.n_slots();
+        let first_raw = match config.raw_keys {
+            RawKeys::Keep => config.policy.n_sink(),
+            RawKeys::Drop => n_slots,
+        };
+        let head = || HeadBuffers::new(config.kv_type, n_slots, first_raw, config.head_dim);
+        let layer = || (0..config.n_kv_heads).map(|_| head()).collect();
+        Ok(Self {
+            timeline,
+            rope: config.rope.clone(),
+            head_dim: config.head_dim,
+            raw_keys: config.raw_keys,
+            layers: (0..config.n_layers).map(|_| layer()).collect(),
+            planned: Vec::with_capacity(config.chunk_tokens.min(4096)),
+        })
+    }
+
+    /// Positions and sections.
+    #[must_use]
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// Length of the stream.
+    #[must_use]
+    pub fn next(&self) -> TokenPos {
+        self.timeline.next()
+    }
+
+    /// Tokens held, by section.
+    #[must_use]
+    pub fn sections(&self) -> Sections {
+        self.timeline.sections()
+    }
+
+    /// Bytes of rotated keys and values, and of un-rotated keys.
+    #[must_use]
+    pub fn bytes(&self) -> (usize, usize) {
+        let heads = self.layers.iter().flatten().map(HeadBuffers::bytes);
+        heads.fold((0, 0), |sum, head| (sum.0 + head.0, sum.1 + head.1))
+    }
+
+    /// Plans the next `n_tokens`, of which at most [`Timeline::next_chunk`] go at once; a recall
+    /// that the window has passed moves to `between` first. Until [`KvCache::commit`] the stream
+    /// is as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
+    pub fn begin(&mut self, n_tokens: usize) -> Result<(), CacheError> {
+        self.planned.clear();
+        if self.timeline.is_move_due() {
+            self.timeline.move_between();
+            self.rotate_recalled();
+        }
+        self.timeline.plan(n_tokens, &mut self.planned)
+    }
+
+    /// The planned rows, and the buffers of one layer to fill for them.
+    pub fn planned(&mut self, layer: usize) -> (&[RowPlan], &mut [HeadBuffers]) {
+        (&self.planned, &mut self.layers[layer])
+    }
+
+    /// The planned rows.
+    #[must_use]
+    pub fn rows(&self) -> &[RowPlan] {
+        &self.planned
+    }
+
+    /// Appends the planned rows to the stream; all layers have been filled.
+    pub fn commit(&mut self) {
+        self.timeline.advance(self.planned.len());
+        self.planned.clear();
+    }
+
+    /// Evicts all tokens before `token`, whatever the policy would keep.
+    pub fn evict_before(&mut self, token: TokenPos) {
+        self.timeline.evict_before(token);
+    }
+
+    /// Reads un-rotated keys and values of tokens that are still held, for one head of one layer:
+    /// each `[range, head_dim]`.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::NoRawKeys`], [`CacheError::NotHeld`].
+    pub fn read_raw(
+        &self,
+        range: &Range<TokenPos>,
+        layer: usize,
+        kv_head: usize,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<(), CacheError> {
+        if self.raw_keys == RawKeys::Drop {
+            return Err(CacheError::NoRawKeys);
+        }
+        let held = self.timeline.held();
+        if range.start < held.start || range.end > held.end {
+            return Err(CacheError::NotHeld { range: range.clone(), held });
+        }
+        let head = &self.layers[layer][kv_head];
+        let rows = keys.chunks_exact_mut(self.head_dim).zip(values.chunks_exact_mut(self.head_dim));
+        for (i, (key, value)) in rows.enumerate() {
+            head.read_raw(self.timeline.slot(range.start.after(i)), key, value);
+        }
+        Ok(())
+    }
+
+    /// Puts stored keys and values into the recalled section, in the given order; nothing is
+    /// computed again but their rotation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Timeline::begin_recall`]; [`CacheError::NoRawKeys`] if this cache keeps none.
+    pub fn recall(&mut self, place: Place, sources: &[&dyn KvSource]) -> Result<(), CacheError> {
+        if self.raw_keys == RawKeys::Drop {
+            return Err(CacheError::NoRawKeys);
+        }
+        let n_tokens = sources.iter().map(|s| s.n_tokens()).sum();
+        self.timeline.begin_recall(place, n_tokens)?;
+        let dim = self.head_dim;
+        let rotations = self.rotations((0..n_tokens).map(|i| self.timeline.recalled_pos(i).0));
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let mut key = vec![0.0; dim];
+        for (layer, heads) in self.layers.iter_mut().enumerate() {
+            for (kv_head, head) in heads.iter_mut().enumerate() {
+                let mut i = 0;
+                for source in sources {
+                    keys.resize(source.n_tokens() * dim, 0.0);
+                    values.resize(source.n_tokens() * dim, 0.0);
+                    source.read(layer, kv_head, &mut keys, &mut values);
+                    for (raw, value) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)) {
+                        rotations[i].apply(raw, 1.0, &mut key);
+                        head.write(self.timeline.recalled_slot(i), raw, &key, value);
+                        i += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties the recalled section and closes the gap that it opened, by rotating the older keys
+    /// of the window once more.
+    pub fn end_recall(&mut self) {
+        let moved = self.timeline.end_recall();
+        let n_moved = moved.end.since(moved.start);
+        let tokens = move || (0..n_moved).map(move |i| moved.start.after(i));
+        let rotations = self.rotations(tokens().map(|t| self.timeline.window_pos(t).0));
+        let timeline = self.timeline.clone();
+        self.rotate_again(tokens().map(|t| timeline.slot(t)), &rotations);
+    }
+
+    fn rotate_recalled(&mut self) {
+        let n = self.sections().recalled;
+        let rotations = self.rotations((0..n).map(|i| self.timeline.recalled_pos(i).0));
+        let timeline = self.timeline.clone();
+        self.rotate_again((0..n).map(|i| timeline.recalled_slot(i)), &rotations);
+    }
+
+    fn rotate_again(
+        &mut self,
+        slots: impl Iterator<Item = crate::Slot> + Clone,
+        rotations: &[Rotation],
+    ) {
+        let mut scratch = vec![0.0; 2 * self.head_dim];
+        for head in self.layers.iter_mut().flatten() {
+            for (slot, rotation) in slots.clone().zip(rotations) {
+                head.rotate_again(slot, rotation, &mut scratch);
+            }
+        }
+    }
+
+    fn rotations(&self, positions: impl Iterator<Item = u64>) -> Vec<Rotation> {
+        let at = |position| {
+            let mut rotation = Rotation::default();
+            self.rope.at(position, &mut rotation);
+            rotation
+        };
+        positions.map(at).collect()
+    }
+}

@@ -1,0 +1,398 @@
+//! Positions and slots of a stream: the integers of the cache.
+//!
+//! The rules, for a query at stream position `t` (see `docs/NOTATION.md`):
+//!
+//! - A token `p` of the window was rotated at RopePos `p + shift`. `shift` is 0 until a recall
+//!   `near` opens positions, and grows with each one; only differences matter.
+//! - `q1 = t + shift`. It meets the keys of the window and those recalled `near`.
+//! - `q2 = S + R + (q1 - RopePos of the oldest window key that t sees)`, R the tokens recalled
+//!   `between`. It meets the sinks (rotated at 0..S) and the keys recalled `between` (at S..S+R).
+//!   So StreamingLLM's positions result: `q2` is the query's index inside its cache.
+//! - A recall `near` of R tokens before token `at` gives them the positions
+//!   `at + shift .. at + shift + R` and adds R to the shift of all tokens from `at` on: the *gap*.
+//!   When the recall ends, the older keys of the window move up by R: [`Timeline::end_recall`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use everstream_kernels::{QueryForm, Span};
+
+use crate::{CacheError, EvictionPolicy, RopePos, Slot, TokenPos};
+
+/// Where recalled tokens stand in the order of positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Right after the sinks, before the window.
+    Between,
+    /// Right before the newest turn.
+    Near,
+}
+
+/// Tokens in the recalled section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Recalled {
+    place: Place,
+    len: usize,
+}
+
+/// Positions opened inside the window by a recall `near`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gap {
+    /// The first token after the opened positions.
+    at: TokenPos,
+    len: usize,
+}
+
+/// Tokens held, by section.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sections {
+    /// Sinks.
+    pub sinks: usize,
+    /// Clusters; none yet.
+    pub clusters: usize,
+    /// Recalled context.
+    pub recalled: usize,
+    /// Tokens of the window that the next query will see.
+    pub window: usize,
+}
+
+/// Up to [`Spans::MAX`] spans, without allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spans {
+    spans: [Span; Self::MAX],
+    len: usize,
+}
+
+impl Spans {
+    /// Sinks, recalled context and the two parts of a ring.
+    pub const MAX: usize = 4;
+
+    fn new() -> Self {
+        let none = Span { first: 0, len: 0, form: QueryForm::Window };
+        Self { spans: [none; Self::MAX], len: 0 }
+    }
+
+    fn add(&mut self, first: usize, len: usize, form: QueryForm) {
+        if len > 0 {
+            self.spans[self.len] = Span { first, len, form };
+            self.len += 1;
+        }
+    }
+}
+
+impl std::ops::Deref for Spans {
+    type Target = [Span];
+
+    fn deref(&self) -> &[Span] {
+        &self.spans[..self.len]
+    }
+}
+
+/// What happens to one new token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowPlan {
+    /// Its position in the stream.
+    pub token: TokenPos,
+    /// Where its key and value go.
+    pub slot: Slot,
+    /// Where its key is rotated, and the first form of its query.
+    pub window_pos: RopePos,
+    /// Where the second form of its query is rotated.
+    pub cache_pos: RopePos,
+    /// What it sees, itself included.
+    pub spans: Spans,
+}
+
+/// The integer state of a cache.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    policy: Arc<dyn EvictionPolicy>,
+    recall_tokens: usize,
+    chunk_tokens: usize,
+    /// Length of the stream.
+    next: TokenPos,
+    /// Tokens before this one (and after the sinks) were evicted on purpose.
+    floor: TokenPos,
+    shift: u64,
+    gap: Option<Gap>,
+    recalled: Option<Recalled>,
+}
+
+impl Timeline {
+    /// An empty stream.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Config`] for a window or chunk of no tokens, or sizes beyond 2^31.
+    pub fn new(
+        policy: Arc<dyn EvictionPolicy>,
+        recall_tokens: usize,
+        chunk_tokens: usize,
+    ) -> Result<Self, CacheError> {
+        let at_least_one = "at least 1";
+        let sizes = [
+            ("the window", policy.window_tokens(), 1),
+            ("a prefill chunk", chunk_tokens, 1),
+            ("the section for recalled context", recall_tokens, 0),
+            ("the number of sinks", policy.n_sink(), 0),
+        ];
+        for (what, value, least) in sizes {
+            if value < least {
+                return Err(CacheError::Config { what, value, bound: at_least_one });
+            }
+            if value > 1 << 29 {
+                return Err(CacheError::Config { what, value, bound: "at most 536870912" });
+            }
+        }
+        Ok(Self {
+            policy,
+            recall_tokens,
+            chunk_tokens,
+            next: TokenPos(0),
+            floor: TokenPos(0),
+            shift: 0,
+            gap: None,
+            recalled: None,
+        })
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> &dyn EvictionPolicy {
+        &*self.policy
+    }
+
+    /// Length of the stream: the position of the next token.
+    #[must_use]
+    pub fn next(&self) -> TokenPos {
+        self.next
+    }
+
+    /// Capacity of the recalled section.
+    #[must_use]
+    pub fn recall_tokens(&self) -> usize {
+        self.recall_tokens
+    }
+
+    /// Longest chunk.
+    #[must_use]
+    pub fn chunk_tokens(&self) -> usize {
+        self.chunk_tokens
+    }
+
+    /// Rows of the ring: the window and, if tokens ever leave it, one chunk.
+    #[must_use]
+    pub fn ring_slots(&self) -> usize {
+        self.policy.window_tokens() + if self.policy.evicts() { self.chunk_tokens } else { 0 }
+    }
+
+    /// Rows of all sections.
+    #[must_use]
+    pub fn n_slots(&self) -> usize {
+        self.policy.n_sink() + self.recall_tokens + self.ring_slots()
+    }
+
+    /// Tokens that have left: those between the sinks and what the next query sees.
+    #[must_use]
+    pub fn evicted(&self) -> Range<TokenPos> {
+        self.first_of_window()..self.oldest_visible(self.next).min(self.next)
+    }
+
+    /// Tokens whose rows are still in the ring, the oldest of them perhaps no longer visible.
+    #[must_use]
+    pub fn held(&self) -> Range<TokenPos> {
+        let oldest = self.next.before(self.ring_slots()).max(self.first_of_window());
+        oldest.min(self.next)..self.next
+    }
+
+    /// Tokens held, by section.
+    #[must_use]
+    pub fn sections(&self) -> Sections {
+        Sections {
+            sinks: self.next.min(self.first_of_window()).0 as usize,
+            clusters: 0,
+            recalled: self.recalled.map_or(0, |r| r.len),
+            window: self.next.since(self.oldest_visible(self.next)),
+        }
+    }
+
+    /// The slot of the `i`-th recalled token.
+    #[must_use]
+    pub fn recalled_slot(&self, i: usize) -> Slot {
+        Slot((self.policy.n_sink() + i) as u32)
+    }
+
+    /// The slot of a token.
+    #[must_use]
+    pub fn slot(&self, token: TokenPos) -> Slot {
+        let n_sink = self.policy.n_sink();
+        if token < self.first_of_window() {
+            return Slot(token.0 as u32);
+        }
+        let row = (token.0 - n_sink as u64) % self.ring_slots() as u64;
+        Slot((n_sink + self.recall_tokens) as u32 + row as u32)
+    }
+
+    /// How many of `n_tokens` can be taken as one chunk now. Chunks are cut where a recall moves
+    /// from `near` to `between`.
+    #[must_use]
+    pub fn next_chunk(&self, n_tokens: usize) -> usize {
+        let limit = n_tokens.min(self.chunk_tokens);
+        let Some(gap) = self.gap else { return limit };
+        // The first token is exempt: `begin` moves the recall before it, if that is due.
+        (1..limit).find(|&i| self.oldest_visible(self.next.after(i)) >= gap.at).unwrap_or(limit)
+    }
+
+    /// Whether the window has passed a recall `near`, which must now move: see
+    /// [`Timeline::move_between`].
+    #[must_use]
+    pub fn is_move_due(&self) -> bool {
+        self.gap.is_some_and(|gap| self.oldest_visible(self.next) >= gap.at)
+    }
+
+    /// Makes the recalled tokens stand `between`; their keys must then be rotated at
+    /// [`Timeline::recalled_pos`]. No key of the window moves.
+    pub fn move_between(&mut self) {
+        self.gap = None;
+        if let Some(recalled) = &mut self.recalled {
+            recalled.place = Place::Between;
+        }
+    }
+
+    /// Plans the next `n_tokens`; [`Timeline::advance`] makes it so.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
+    pub fn plan(&self, n_tokens: usize, rows: &mut Vec<RowPlan>) -> Result<(), CacheError> {
+        let limit = self.next_chunk(usize::MAX);
+        if n_tokens == 0 || n_tokens > limit {
+            return Err(CacheError::ChunkTooLong { n_tokens, limit });
+        }
+        let end = self.next.after(n_tokens);
+        let capacity = self.policy.n_sink() + self.policy.window_tokens();
+        if !self.policy.evicts() && end.0 > capacity as u64 {
+            return Err(CacheError::Full { n_tokens: end.0, capacity });
+        }
+        rows.clear();
+        rows.extend((0..n_tokens).map(|i| self.row(self.next.after(i))));
+        Ok(())
+    }
+
+    /// Appends `n_tokens` to the stream.
+    pub fn advance(&mut self, n_tokens: usize) {
+        self.next = self.next.after(n_tokens);
+    }
+
+    /// Evicts all tokens before `token`, whatever the policy would keep.
+    pub fn evict_before(&mut self, token: TokenPos) {
+        self.floor = self.floor.max(token.min(self.next));
+    }
+
+    /// Opens the recalled section for `len` tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::RecallTooLarge`], [`CacheError::RecallActive`], [`CacheError::SinksNotFull`].
+    pub fn begin_recall(&mut self, place: Place, len: usize) -> Result<(), CacheError> {
+        if len > self.recall_tokens {
+            let capacity = self.recall_tokens;
+            return Err(CacheError::RecallTooLarge { n_tokens: len, capacity });
+        }
+        if let Some(active) = self.recalled {
+            return Err(CacheError::RecallActive { n_tokens: active.len });
+        }
+        if self.next < self.first_of_window() {
+            let n_sink = self.policy.n_sink();
+            return Err(CacheError::SinksNotFull { n_tokens: self.next.0, n_sink });
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        self.recalled = Some(Recalled { place, len });
+        if place == Place::Near {
+            self.gap = Some(Gap { at: self.next, len });
+            self.shift += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Where the key of the `i`-th recalled token is rotated.
+    #[must_use]
+    pub fn recalled_pos(&self, i: usize) -> RopePos {
+        match self.gap {
+            Some(gap) => RopePos(gap.at.0 + self.shift - gap.len as u64).after(i),
+            None => RopePos(self.policy.n_sink() as u64).after(i),
+        }
+    }
+
+    /// Empties the recalled section. Returns the tokens of the window whose keys must be rotated
+    /// again, at [`Timeline::window_pos`], to close the gap.
+    pub fn end_recall(&mut self) -> Range<TokenPos> {
+        self.recalled = None;
+        match self.gap.take() {
+            Some(gap) => self.oldest_visible(self.next).min(gap.at)..gap.at,
+            None => self.next..self.next,
+        }
+    }
+
+    /// Where the key of a token is rotated.
+    #[must_use]
+    pub fn window_pos(&self, token: TokenPos) -> RopePos {
+        if token < self.first_of_window() {
+            return RopePos(token.0);
+        }
+        let behind = self.gap.filter(|gap| token < gap.at).map_or(0, |gap| gap.len as u64);
+        RopePos(token.0 + self.shift - behind)
+    }
+
+    fn first_of_window(&self) -> TokenPos {
+        TokenPos(self.policy.n_sink() as u64)
+    }
+
+    /// The oldest token after the sinks that the query at `query` sees.
+    fn oldest_visible(&self, query: TokenPos) -> TokenPos {
+        if query < self.first_of_window() {
+            return self.first_of_window();
+        }
+        self.policy.oldest_visible(query).max(self.floor).min(query)
+    }
+
+    fn row(&self, token: TokenPos) -> RowPlan {
+        let n_sink = self.policy.n_sink();
+        let mut spans = Spans::new();
+        let window_pos = self.window_pos(token);
+        let mut cache_pos = window_pos;
+        if token < self.first_of_window() {
+            spans.add(0, token.0 as usize + 1, QueryForm::Window);
+        } else {
+            spans.add(0, n_sink, QueryForm::Cache);
+            let mut between = 0;
+            if let Some(recalled) = self.recalled {
+                let form = match recalled.place {
+                    Place::Near => QueryForm::Window,
+                    Place::Between => {
+                        between = recalled.len;
+                        QueryForm::Cache
+                    }
+                };
+                spans.add(n_sink, recalled.len, form);
+            }
+            let oldest = self.oldest_visible(token);
+            let distance = window_pos.0 - self.window_pos(oldest).0;
+            cache_pos = RopePos((n_sink + between) as u64 + distance);
+            self.add_window(oldest, token, &mut spans);
+        }
+        RowPlan { token, slot: self.slot(token), window_pos, cache_pos, spans }
+    }
+
+    /// Adds the rows `oldest ..= newest` of the ring: one span, or two where it wraps.
+    fn add_window(&self, oldest: TokenPos, newest: TokenPos, spans: &mut Spans) {
+        let base = self.policy.n_sink() + self.recall_tokens;
+        let first = self.slot(oldest).0 as usize;
+        let len = newest.since(oldest) + 1;
+        let until_wrap = base + self.ring_slots() - first;
+        spans.add(first, len.min(until_wrap), QueryForm::Window);
+        spans.add(base, len.saturating_sub(until_wrap), QueryForm::Window);
+    }
+}
