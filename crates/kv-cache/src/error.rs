@@ -27,7 +27,9 @@ pub enum CacheError {
         limit: usize,
     },
     /// A policy that never evicts has reached the end of its buffer.
-    #[error("the stream has {n_tokens} tokens and the cache holds {capacity}: use a policy that evicts, or a larger context")]
+    #[error(
+        "the stream has {n_tokens} tokens and the cache holds {capacity}: use a policy that evicts, or a larger context"
+    )]
     Full {
         /// Tokens of the stream with the new ones.
         n_tokens: u64,

@@ -1,0 +1,262 @@
+//! The encoder on a tiny random BERT that the tests make. Agreement with the real model is an
+//! integration test.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{EmbedError, Embedder, MiniLm};
+use crate::rng::SplitMix64;
+
+const HIDDEN: usize = 8;
+const INNER: usize = 12;
+const MAX_PIECES: usize = 16;
+const WORDS: [&str; 10] =
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "fox", "red", "runs", "home", "##s"];
+
+fn config() -> Value {
+    json!({
+        "vocab_size": WORDS.len(), "hidden_size": HIDDEN, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": INNER, "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1, "max_position_embeddings": 32, "type_vocab_size": 2,
+        "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0
+    })
+}
+
+fn tokenizer() -> Value {
+    let vocab: serde_json::Map<String, Value> =
+        WORDS.iter().enumerate().map(|(id, word)| ((*word).to_owned(), json!(id))).collect();
+    json!({
+        "version": "1.0",
+        // As in the real file: settings of the last training run that must not count.
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+                       "stride": 0},
+        "padding": {"strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": null,
+                    "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": [],
+        "normalizer": {"type": "BertNormalizer", "clean_text": true,
+                       "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                       {"Sequence": {"id": "A", "type_id": 0}},
+                       {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {
+                "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}
+            }
+        },
+        "decoder": null,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": vocab}
+    })
+}
+
+fn random(rng: &mut SplitMix64, shape: &[usize]) -> Tensor {
+    let n: usize = shape.iter().product();
+    let components: Vec<f32> =
+        (0..n).map(|_| (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
+    Tensor::from_vec(components, shape, &Device::Cpu).unwrap()
+}
+
+fn weights() -> HashMap<String, Tensor> {
+    let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
+    for (name, rows) in [("word", WORDS.len()), ("position", 32), ("token_type", 2)] {
+        shapes.push((format!("embeddings.{name}_embeddings.weight"), vec![rows, HIDDEN]));
+    }
+    let mut norms = vec!["embeddings.LayerNorm".to_owned()];
+    for layer in (0..2).map(|n| format!("encoder.layer.{n}")) {
+        for (name, rows, columns) in [
+            ("attention.self.query", HIDDEN, HIDDEN),
+            ("attention.self.key", HIDDEN, HIDDEN),
+            ("attention.self.value", HIDDEN, HIDDEN),
+            ("attention.output.dense", HIDDEN, HIDDEN),
+            ("intermediate.dense", INNER, HIDDEN),
+            ("output.dense", HIDDEN, INNER),
+        ] {
+            shapes.push((format!("{layer}.{name}.weight"), vec![rows, columns]));
+            shapes.push((format!("{layer}.{name}.bias"), vec![rows]));
+        }
+        norms.push(format!("{layer}.attention.output.LayerNorm"));
+        norms.push(format!("{layer}.output.LayerNorm"));
+    }
+    for norm in norms {
+        shapes.push((format!("{norm}.weight"), vec![HIDDEN]));
+        shapes.push((format!("{norm}.bias"), vec![HIDDEN]));
+    }
+    let mut rng = SplitMix64::new(5);
+    shapes.into_iter().map(|(name, shape)| (name, random(&mut rng, &shape))).collect()
+}
+
+fn write_json(dir: &Path, name: &str, value: &Value) {
+    let path = dir.join(name);
+    fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+    fs_err::write(path, value.to_string()).unwrap();
+}
+
+/// A folder with everything that belongs in it.
+fn tiny_model() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_json(dir.path(), "config.json", &config());
+    write_json(dir.path(), "tokenizer.json", &tokenizer());
+    write_json(dir.path(), "sentence_bert_config.json", &json!({"max_seq_length": MAX_PIECES}));
+    write_json(dir.path(), "1_Pooling/config.json", &json!({"pooling_mode_mean_tokens": true}));
+    candle_core::safetensors::save(&weights(), dir.path().join("model.safetensors")).unwrap();
+    dir
+}
+
+fn open_error(dir: &TempDir) -> EmbedError {
+    MiniLm::open(dir.path()).unwrap_err()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn a_batch_gives_what_its_texts_give_alone() {
+    let dir = tiny_model();
+    let model = MiniLm::open(dir.path()).unwrap();
+    assert_eq!(model.dim(), HIDDEN);
+    let long = "red fox runs home ".repeat(40);
+    let texts = ["the fox runs", "", "red", "unknown words, all of them", &long, "red", "the fox"];
+    let together = model.embed(&texts).unwrap();
+    for (text, embedding) in texts.iter().zip(&together) {
+        let alone = model.embed(&[text]).unwrap();
+        // Padding is masked; what remains is f32 rounding in sums of another order.
+        assert!(distance(&alone[0], embedding) < 1e-5, "{text:?}");
+        let norm: f32 = embedding.iter().map(|c| c * c).sum();
+        assert!((norm - 1.0).abs() < 1e-5);
+    }
+    assert_eq!(together[2], together[5]);
+    assert!(distance(&together[0], &together[6]) > 1e-3);
+    assert!(model.embed(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn texts_are_cut_where_the_model_says() {
+    let dir = tiny_model();
+    let embed = |n_words: usize| {
+        let text = vec!["fox"; n_words].join(" ");
+        MiniLm::open(dir.path()).unwrap().embed(&[&text]).unwrap().swap_remove(0)
+    };
+    let fitting = MAX_PIECES - 2;
+    assert!(distance(&embed(fitting), &embed(fitting - 1)) > 1e-4);
+    assert_eq!(embed(fitting), embed(fitting + 1));
+}
+
+#[test]
+fn files_that_may_be_missing() {
+    let dir = tiny_model();
+    fs_err::remove_file(dir.path().join("1_Pooling/config.json")).unwrap();
+    fs_err::remove_file(dir.path().join("sentence_bert_config.json")).unwrap();
+    MiniLm::open(dir.path()).unwrap();
+}
+
+#[test]
+fn files_that_may_not_be_missing_are_named() {
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let dir = tiny_model();
+        fs_err::remove_file(dir.path().join(name)).unwrap();
+        let EmbedError::File(source) = open_error(&dir) else { panic!("{name} is missing") };
+        assert!(source.to_string().contains(name), "{source}");
+    }
+}
+
+#[test]
+fn truncated_files_are_refused() {
+    for name in ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"] {
+        let dir = tiny_model();
+        let path = dir.path().join(name);
+        let whole = fs_err::read(&path).unwrap();
+        for n_bytes in (0..whole.len()).step_by(1 + whole.len() / 40) {
+            fs_err::write(&path, &whole[..n_bytes]).unwrap();
+            let error = open_error(&dir);
+            assert!(error.to_string().contains(name), "{n_bytes} bytes of {name}: {error}");
+        }
+    }
+}
+
+/// Whatever a flipped byte of the header says, the answer is an error or another valid model.
+#[test]
+fn a_damaged_header_does_not_panic() {
+    let dir = tiny_model();
+    let path = dir.path().join("model.safetensors");
+    let whole = fs_err::read(&path).unwrap();
+    for at in (0..400).chain([whole.len() - 1]) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        fs_err::write(&path, &damaged).unwrap();
+        let _ = MiniLm::open(dir.path());
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_right_are_named() {
+    for (field, value) in [
+        ("hidden_size", 0),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", 3),
+        ("num_hidden_layers", 1 << 40),
+        ("max_position_embeddings", 0),
+        ("type_vocab_size", 0),
+        ("vocab_size", 0),
+        ("vocab_size", 1 << 40),
+        ("pad_token_id", 10),
+    ] {
+        let dir = tiny_model();
+        let mut changed = config();
+        changed[field] = json!(value);
+        write_json(dir.path(), "config.json", &changed);
+        let error = open_error(&dir);
+        assert!(matches!(error, EmbedError::Setting { .. }), "{field} = {value}: {error}");
+    }
+}
+
+#[test]
+fn sequences_that_the_model_cannot_hold_are_refused() {
+    for max in [0, 2, 33] {
+        let dir = tiny_model();
+        write_json(dir.path(), "sentence_bert_config.json", &json!({"max_seq_length": max}));
+        assert!(matches!(open_error(&dir), EmbedError::Setting { field: "max_seq_length", .. }));
+    }
+}
+
+#[test]
+fn files_that_do_not_fit_each_other_are_refused() {
+    let dir = tiny_model();
+    let mut changed = config();
+    changed["intermediate_size"] = json!(INNER + 1);
+    write_json(dir.path(), "config.json", &changed);
+    assert!(matches!(open_error(&dir), EmbedError::Weights { .. }));
+
+    let dir = tiny_model();
+    let mut changed = config();
+    changed["vocab_size"] = json!(WORDS.len() - 1);
+    write_json(dir.path(), "config.json", &changed);
+    assert!(matches!(open_error(&dir), EmbedError::Setting { field: "vocab size", .. }));
+}
+
+#[test]
+fn another_pooling_is_refused() {
+    let dir = tiny_model();
+    write_json(dir.path(), "1_Pooling/config.json", &json!({"pooling_mode_cls_token": true}));
+    assert!(matches!(open_error(&dir), EmbedError::Pooling { .. }));
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_refused() {
+    let dir = tiny_model();
+    let mut weights = weights();
+    let name = "encoder.layer.1.output.dense.bias";
+    let damaged = Tensor::from_vec(vec![f32::NAN; HIDDEN], HIDDEN, &Device::Cpu).unwrap();
+    weights.insert(name.to_owned(), damaged);
+    candle_core::safetensors::save(&weights, dir.path().join("model.safetensors")).unwrap();
+    assert!(matches!(open_error(&dir), EmbedError::NotFinite { text: 0, n_texts: 1 }));
+}

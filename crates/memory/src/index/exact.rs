@@ -1,0 +1,181 @@
+//! The plainest index: every vector is compared with the query.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, HashSet};
+use std::sync::Arc;
+
+use super::distance::{dot, squared_difference};
+use super::{Distance, Hit, IndexError, VectorIndex};
+use crate::block::BlockId;
+
+/// Compares the query with every vector: exact, and the oracle of approximate indexes.
+///
+/// f32 storage, `[n_blocks, dim]` in one buffer, f32 sums. A search costs `n_blocks * dim`
+/// multiplications and reads the whole buffer: good up to some 100,000 blocks, too slow beyond.
+/// Under cosine, vectors are scaled to unit length when they are added.
+#[derive(Clone, Debug)]
+pub struct ExactIndex {
+    distance: Distance,
+    dim: usize,
+    /// Shared by branches until one of them adds.
+    rows: Arc<Rows>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Rows {
+    /// Shape `[n_blocks]`, in the order of addition.
+    ids: Vec<BlockId>,
+    /// The same ids, to find duplicates.
+    known: HashSet<BlockId>,
+    /// Shape `[n_blocks, dim]`.
+    vectors: Vec<f32>,
+}
+
+impl ExactIndex {
+    /// An empty index of vectors with `dim` components.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::ZeroDim`] if `dim` is 0.
+    pub fn new(dim: usize, distance: Distance) -> Result<Self, IndexError> {
+        if dim == 0 {
+            return Err(IndexError::ZeroDim);
+        }
+        Ok(Self { distance, dim, rows: Arc::default() })
+    }
+
+    fn check_dim(&self, vector: &[f32]) -> Result<(), IndexError> {
+        if vector.len() == self.dim {
+            Ok(())
+        } else {
+            Err(IndexError::Dim { expected: self.dim, found: vector.len() })
+        }
+    }
+
+    /// The vector as it is stored and compared.
+    fn prepared(&self, vector: &[f32]) -> Vec<f32> {
+        match self.distance {
+            Distance::L2 | Distance::InnerProduct => vector.to_vec(),
+            Distance::Cosine => unit(vector),
+        }
+    }
+
+    fn between_prepared(&self, query: &[f32], row: &[f32]) -> f32 {
+        let distance = match self.distance {
+            Distance::L2 => squared_difference(query, row),
+            Distance::InnerProduct | Distance::Cosine => 1.0 - dot(query, row),
+        };
+        // A vector that is not a number is near to nothing.
+        if distance.is_nan() { f32::INFINITY } else { distance }
+    }
+}
+
+/// `vector` at unit length; a zero vector stays zero and so ends up at cosine distance 1.
+fn unit(vector: &[f32]) -> Vec<f32> {
+    // In f64 the squares of large f32 components cannot overflow.
+    let norm = vector.iter().map(|&c| f64::from(c) * f64::from(c)).sum::<f64>().sqrt();
+    if norm == 0.0 {
+        return vector.to_vec();
+    }
+    vector.iter().map(|&c| (f64::from(c) / norm) as f32).collect()
+}
+
+/// Orders by distance, then by age: what a heap of the best needs to drop the worst.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Ranked {
+    distance: f32,
+    order: usize,
+}
+
+impl Eq for Ranked {}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.distance.total_cmp(&other.distance).then(self.order.cmp(&other.order))
+    }
+}
+
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl VectorIndex for ExactIndex {
+    fn add(&mut self, id: BlockId, embedding: &[f32]) -> Result<(), IndexError> {
+        self.check_dim(embedding)?;
+        if self.rows.known.contains(&id) {
+            return Err(IndexError::Duplicate { id });
+        }
+        let row = self.prepared(embedding);
+        let rows = Arc::make_mut(&mut self.rows);
+        rows.known.insert(id);
+        rows.ids.push(id);
+        rows.vectors.extend_from_slice(&row);
+        Ok(())
+    }
+
+    fn search(
+        &self,
+        query: &[f32],
+        n: usize,
+        filter: &dyn Fn(BlockId) -> bool,
+        out: &mut Vec<Hit>,
+    ) -> Result<(), IndexError> {
+        self.check_dim(query)?;
+        out.clear();
+        let query = self.prepared(query);
+        let mut best = BinaryHeap::new();
+        for (order, row) in self.rows.vectors.chunks_exact(self.dim).enumerate() {
+            let ranked = Ranked { distance: self.between_prepared(&query, row), order };
+            // The filter may be dear, so it is asked only about rows that would enter.
+            let enters = best.len() < n || best.peek().is_some_and(|worst| ranked < *worst);
+            if enters && filter(self.rows.ids[order]) {
+                best.push(ranked);
+                if best.len() > n {
+                    best.pop();
+                }
+            }
+        }
+        let nearest_first = best.into_sorted_vec();
+        out.extend(
+            nearest_first.iter().map(|r| Hit { id: self.rows.ids[r.order], distance: r.distance }),
+        );
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.rows.ids.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn distance(&self) -> Distance {
+        self.distance
+    }
+
+    fn branch(&self) -> Result<Box<dyn VectorIndex>, IndexError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_components_are_refused() {
+        assert!(matches!(ExactIndex::new(0, Distance::L2), Err(IndexError::ZeroDim)));
+    }
+
+    #[test]
+    fn long_vectors_keep_their_direction() {
+        let mut index = ExactIndex::new(2, Distance::Cosine).unwrap();
+        index.add(BlockId(1), &[f32::MAX, f32::MAX]).unwrap();
+        let mut out = Vec::new();
+        index.search(&[1e-30, 1e-30], 1, &|_| true, &mut out).unwrap();
+        assert!(out[0].distance.abs() < 1e-5);
+    }
+}

@@ -1,0 +1,103 @@
+//! Finds the blocks whose embeddings are near a query's.
+//!
+//! An index knows ids and vectors. Which block may be recalled at all (because it has left the
+//! window, because it is not in the cache already) is the caller's filter, asked while searching
+//! and not after it: filtering ten found blocks could leave none.
+
+#[cfg(test)]
+pub(crate) mod contract;
+mod distance;
+mod exact;
+
+use std::fmt::Debug;
+
+use thiserror::Error;
+
+use crate::block::BlockId;
+
+pub use distance::Distance;
+pub use exact::ExactIndex;
+
+/// Why an index did not do what it was asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// An index cannot hold vectors without components.
+    #[error("an index needs vectors of at least one component")]
+    ZeroDim,
+    /// A vector has another dimension than the index.
+    #[error("expected a vector of {expected} components, got {found}")]
+    Dim {
+        /// Dimension of the index.
+        expected: usize,
+        /// Dimension of the vector.
+        found: usize,
+    },
+    /// The id was added before.
+    #[error("block {id} is in the index already")]
+    Duplicate {
+        /// The block.
+        id: BlockId,
+    },
+}
+
+/// A block that was found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hit {
+    /// The block.
+    pub id: BlockId,
+    /// Its distance from the query, as [`VectorIndex::distance`] measures it; positive infinity
+    /// if it is not a number.
+    pub distance: f32,
+}
+
+/// Holds one vector per block and searches them.
+///
+/// Callers may assume that a call which fails changed nothing. Approximate indexes may miss
+/// blocks; what they return carries the same distances as [`ExactIndex`] to 1e-5. Implementers
+/// pass the contract tests in `index/contract.rs`.
+pub trait VectorIndex: Debug + Send + Sync {
+    /// Adds the embedding of a block.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::Dim`] or [`IndexError::Duplicate`].
+    fn add(&mut self, id: BlockId, embedding: &[f32]) -> Result<(), IndexError>;
+
+    /// Replaces `out` by the up to `n` blocks nearest to `query` among those that `filter` lets
+    /// pass, nearest first, of equals the one added first.
+    ///
+    /// `filter` may be called for any id that was added, in any order, and more than once.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::Dim`].
+    fn search(
+        &self,
+        query: &[f32],
+        n: usize,
+        filter: &dyn Fn(BlockId) -> bool,
+        out: &mut Vec<Hit>,
+    ) -> Result<(), IndexError>;
+
+    /// Number of vectors held.
+    fn len(&self) -> usize;
+
+    /// Whether it holds no vector.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Components of a vector.
+    fn dim(&self) -> usize;
+
+    /// How it measures.
+    fn distance(&self) -> Distance;
+
+    /// An index with the same vectors that goes its own way from here.
+    ///
+    /// # Errors
+    ///
+    /// If what lies below cannot be shared.
+    fn branch(&self) -> Result<Box<dyn VectorIndex>, IndexError>;
+}

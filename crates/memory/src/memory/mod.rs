@@ -1,0 +1,364 @@
+//! The memory of one session: blocks go in, relevant ones come out.
+//!
+//! It puts store, index, embedder, strategy and gate together and keeps them in step. It decides
+//! nothing about positions or the cache: the caller says what has left the window, and puts what
+//! is recalled where it belongs.
+
+mod config;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use everstream_kv_cache::{TokenPos, range_len};
+
+use crate::block::{Block, BlockId, NewBlock};
+use crate::cutter::BlockCutter;
+use crate::embed::Embedder;
+use crate::gate::Gate;
+use crate::index::{Hit, VectorIndex};
+use crate::recall::{NotRecalled, Recall, RecallRequest, RecalledBlock};
+use crate::store::{BlockMeta, BlockStore};
+use crate::strategy::{Query, Strategy};
+
+pub use config::{MemoryConfig, MemoryError, MemoryStats};
+
+/// A block that a person's search found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The block, with its text, range and source.
+    pub block: Arc<Block>,
+    /// Its distance from the query.
+    pub distance: f32,
+}
+
+/// The memory of one session.
+#[derive(Debug)]
+pub struct Memory {
+    config: MemoryConfig,
+    session: Arc<str>,
+    store: Box<dyn BlockStore>,
+    index: Box<dyn VectorIndex>,
+    embedder: Arc<dyn Embedder>,
+    /// Each block's number in the store. Shared by branches until one of them remembers.
+    order: Arc<HashMap<BlockId, usize>>,
+    /// Numbers and blocks that are stored and not indexed yet, oldest first; at most
+    /// `config.embed_batch`.
+    pending: VecDeque<(usize, Arc<Block>)>,
+    stats: MemoryStats,
+}
+
+impl Memory {
+    /// A memory over `store`, whose blocks, if it has any, are embedded where they are not yet,
+    /// and indexed.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if the settings are wrong, the parts do not fit together, or reading and
+    /// embedding what the store holds fails.
+    pub fn new(
+        config: MemoryConfig,
+        store: Box<dyn BlockStore>,
+        index: Box<dyn VectorIndex>,
+        embedder: Arc<dyn Embedder>,
+    ) -> Result<Self, MemoryError> {
+        config.check()?;
+        if embedder.dim() != index.dim() {
+            return Err(MemoryError::Dim { embedder: embedder.dim(), index: index.dim() });
+        }
+        if !index.is_empty() {
+            return Err(MemoryError::IndexNotEmpty { n_vectors: index.len() });
+        }
+        let session = Arc::from(config.session.as_str());
+        let order = Arc::default();
+        let (pending, stats) = (VecDeque::new(), MemoryStats::default());
+        let mut memory = Self { config, session, store, index, embedder, order, pending, stats };
+        memory.adopt_stored_blocks()?;
+        Ok(memory)
+    }
+
+    /// A cutter with this memory's block sizes, for the start of a stream.
+    #[must_use]
+    pub fn cutter(&self) -> BlockCutter {
+        BlockCutter::new(self.config.sizes)
+    }
+
+    /// Stores a block; its text waits to be embedded. If `embed_batch` blocks wait already, they
+    /// are embedded first: a reader that is faster than the encoder is slowed down, and the queue
+    /// stays short.
+    ///
+    /// A block that is stored already is not stored twice, so a stream may be replayed.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if the block is malformed, of another shape, too long, starts before the
+    /// end of the last one, or if embedding or storing fails. The block is then not stored.
+    pub fn remember(&mut self, block: NewBlock) -> Result<BlockId, MemoryError> {
+        let block = Arc::new(Block::new(self.session.clone(), block)?);
+        self.check_block(&block)?;
+        let id = block.id();
+        if self.order.contains_key(&id) {
+            return Ok(id);
+        }
+        if self.pending.len() >= self.config.embed_batch {
+            self.flush()?;
+        }
+        self.store.append(block.clone())?;
+        self.register(block);
+        Ok(id)
+    }
+
+    /// Embeds and indexes all blocks that wait, and says how many they were. Call it where time is
+    /// to spare: between chunks, or after an answer.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if embedding, storing or indexing fails. Blocks that were not indexed wait
+    /// on, and the call may be repeated.
+    pub fn flush(&mut self) -> Result<usize, MemoryError> {
+        self.embed_pending()?;
+        let mut n_indexed = 0;
+        while let Some((order, block)) = self.pending.front() {
+            let Some(embedding) = block.embedding() else { break };
+            self.store.set_embedding(*order, embedding)?;
+            self.index.add(block.id(), embedding)?;
+            self.pending.pop_front();
+            n_indexed += 1;
+        }
+        Ok(n_indexed)
+    }
+
+    /// Finds what has left the window and is relevant to the query. Waits until every block is
+    /// embedded, so that what is found depends on the stream and not on timing.
+    ///
+    /// The strategy proposes up to `max_blocks` blocks; those that the gate turns away or that do
+    /// not fit are reported and not replaced by less relevant ones. Only whole eligible parts are
+    /// recalled.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if the evicted range is reversed or embedding, searching or reading fails.
+    pub fn recall(&mut self, request: &RecallRequest<'_>) -> Result<Recall, MemoryError> {
+        let Range { start, end } = request.evicted;
+        if start > end {
+            return Err(MemoryError::Range { start: start.0, end: end.0 });
+        }
+        let recall = if self.could_recall(request) {
+            self.flush()?;
+            let hits = self.proposed(request)?;
+            self.pick(request, &hits)?
+        } else {
+            Recall::default()
+        };
+        self.count(&recall);
+        Ok(recall)
+    }
+
+    /// The `n` blocks nearest to `query`, nearest first, evicted or not and without the gate: for
+    /// people who look what is there.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if embedding, searching or reading fails.
+    pub fn search(&mut self, query: &str, n: usize) -> Result<Vec<Found>, MemoryError> {
+        self.flush()?;
+        let embedding = self.embed_query(query)?;
+        let mut hits = Vec::new();
+        self.index.search(&embedding, n, &|id| self.order.contains_key(&id), &mut hits)?;
+        hits.iter().map(|hit| Ok(Found { block: self.get(hit)?, distance: hit.distance })).collect()
+    }
+
+    /// A memory with the same blocks, shared and not copied, that goes its own way from here: one
+    /// long stream is read once and continued in several ways.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if store or index cannot be shared.
+    pub fn branch(&self) -> Result<Self, MemoryError> {
+        Ok(Self {
+            config: self.config.clone(),
+            session: self.session.clone(),
+            store: self.store.branch()?,
+            index: self.index.branch()?,
+            embedder: self.embedder.clone(),
+            order: self.order.clone(),
+            pending: self.pending.clone(),
+            stats: self.stats,
+        })
+    }
+
+    /// What is known of every block, in stream order.
+    #[must_use]
+    pub fn metas(&self) -> &[BlockMeta] {
+        self.store.metas()
+    }
+
+    /// Settings it was made with.
+    #[must_use]
+    pub fn config(&self) -> &MemoryConfig {
+        &self.config
+    }
+
+    /// Turns away more or less from now on.
+    pub fn set_gate(&mut self, gate: Gate) {
+        self.config.gate = gate;
+    }
+
+    /// Proposes by another strategy from now on.
+    pub fn set_strategy(&mut self, strategy: Arc<dyn Strategy>) {
+        self.config.strategy = strategy;
+    }
+
+    /// What it holds and what it has done.
+    #[must_use]
+    pub fn stats(&self) -> MemoryStats {
+        MemoryStats {
+            n_blocks: self.store.metas().len(),
+            n_indexed: self.index.len(),
+            n_pending: self.pending.len(),
+            ..self.stats
+        }
+    }
+
+    fn adopt_stored_blocks(&mut self) -> Result<(), MemoryError> {
+        for order in 0..self.store.metas().len() {
+            let block = self.store.get(order)?;
+            self.check_block(&block)?;
+            if self.pending.len() >= self.config.embed_batch {
+                self.flush()?;
+            }
+            self.register_at(order, block);
+        }
+        self.flush()?;
+        Ok(())
+    }
+
+    fn check_block(&self, block: &Block) -> Result<(), MemoryError> {
+        let (expected, found) = (self.config.shape, block.kv().shape());
+        if expected != found {
+            return Err(MemoryError::Shape { expected, found });
+        }
+        let (n_tokens, max) = (block.tokens().len(), self.config.sizes.max());
+        if n_tokens > max {
+            return Err(MemoryError::BlockTooLong { n_tokens, max });
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, block: Arc<Block>) {
+        self.register_at(self.store.metas().len() - 1, block);
+    }
+
+    fn register_at(&mut self, order: usize, block: Arc<Block>) {
+        Arc::make_mut(&mut self.order).insert(block.id(), order);
+        self.stats.n_tokens += block.tokens().len();
+        self.stats.kv_bytes += block.kv().bytes();
+        self.pending.push_back((order, block));
+    }
+
+    /// Gives an embedding to every waiting block that has none; a branch may have made some.
+    fn embed_pending(&mut self) -> Result<(), MemoryError> {
+        let bare: Vec<Arc<Block>> = self
+            .pending
+            .iter()
+            .filter(|(_, block)| block.embedding().is_none())
+            .map(|(_, block)| block.clone())
+            .collect();
+        let texts: Vec<&str> = bare.iter().map(|block| block.text()).collect();
+        let embeddings = self.embed(&texts)?;
+        for (block, embedding) in bare.iter().zip(embeddings) {
+            block.fill_embedding(embedding);
+        }
+        Ok(())
+    }
+
+    fn embed_query(&mut self, query: &str) -> Result<Vec<f32>, MemoryError> {
+        Ok(self.embed(&[query])?.swap_remove(0))
+    }
+
+    fn embed(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>, MemoryError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let embeddings = self.embedder.embed(texts)?;
+        let (n_texts, dim) = (texts.len(), self.index.dim());
+        let wrong = embeddings.iter().map(Vec::len).find(|&found| found != dim);
+        if embeddings.len() != n_texts || wrong.is_some() {
+            let (found_texts, found_dim) = (embeddings.len(), wrong.unwrap_or(dim));
+            return Err(MemoryError::EmbedderOutput { n_texts, dim, found_texts, found_dim });
+        }
+        self.stats.embedded_texts_total += n_texts as u64;
+        Ok(embeddings)
+    }
+
+    /// Saves the embedding of a query that cannot find anything, as in every early turn.
+    fn could_recall(&self, request: &RecallRequest<'_>) -> bool {
+        let metas = self.store.metas();
+        // Blocks stand in stream order: if the first one has not left the window, none has.
+        let mut evicted = metas.iter().take_while(|meta| meta.range.start < request.evicted.end);
+        request.max_blocks > 0
+            && !request.query.trim().is_empty()
+            && evicted.any(|meta| request.part_of(&meta.range).is_some())
+    }
+
+    fn proposed(&mut self, request: &RecallRequest<'_>) -> Result<Vec<Hit>, MemoryError> {
+        let embedding = self.embed_query(request.query)?;
+        let query = Query {
+            text: request.query,
+            embedding: &embedding,
+            index: self.index.as_ref(),
+            blocks: self.store.metas(),
+            eligible: &|id| self.eligible_part(request, id).is_some(),
+        };
+        let mut hits = Vec::new();
+        self.config.strategy.rank(&query, request.max_blocks, &mut hits)?;
+        Ok(hits)
+    }
+
+    fn eligible_part(&self, request: &RecallRequest<'_>, id: BlockId) -> Option<Range<TokenPos>> {
+        let meta = self.store.metas().get(*self.order.get(&id)?)?;
+        request.part_of(&meta.range)
+    }
+
+    /// Sorts what was proposed into recalled, gated and skipped.
+    fn pick(&self, request: &RecallRequest<'_>, hits: &[Hit]) -> Result<Recall, MemoryError> {
+        let mut recall = Recall::default();
+        let mut tokens_left = request.max_tokens;
+        for hit in hits.iter().take(request.max_blocks) {
+            // A strategy that breaks its promise may cost blocks, not put one in twice or put in
+            // what is in the window already.
+            let Some(part) = self.eligible_part(request, hit.id) else { continue };
+            if recall.blocks.iter().any(|recalled| recalled.block.id() == hit.id) {
+                continue;
+            }
+            let n_tokens = range_len(&part);
+            let distance = hit.distance;
+            if !self.config.gate.passes(distance) {
+                recall.gated.push(NotRecalled { id: hit.id, part, distance });
+            } else if n_tokens > tokens_left {
+                recall.skipped.push(NotRecalled { id: hit.id, part, distance });
+            } else {
+                tokens_left -= n_tokens;
+                recall.blocks.push(RecalledBlock { block: self.get(hit)?, part, distance });
+            }
+        }
+        recall.sort(request.order);
+        Ok(recall)
+    }
+
+    fn get(&self, hit: &Hit) -> Result<Arc<Block>, MemoryError> {
+        let n_blocks = self.store.metas().len();
+        let order = self.order.get(&hit.id).copied().unwrap_or(n_blocks);
+        Ok(self.store.get(order)?)
+    }
+
+    fn count(&mut self, recall: &Recall) {
+        self.stats.recalls_total += 1;
+        self.stats.recalled_blocks_total += recall.blocks.len() as u64;
+        self.stats.recalled_tokens_total += recall.n_tokens() as u64;
+        self.stats.gated_blocks_total += recall.gated.len() as u64;
+        self.stats.skipped_blocks_total += recall.skipped.len() as u64;
+    }
+}

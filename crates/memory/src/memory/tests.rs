@@ -1,0 +1,533 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::embed::{EmbedError, HashEmbedder};
+use crate::index::{Distance, ExactIndex, IndexError};
+use crate::recall::RecallOrder;
+use crate::rng::SplitMix64;
+use crate::store::contract::FailingStore;
+use crate::store::{RamStore, StoreError};
+use crate::strategy::Random;
+use crate::testing::{SHAPE, new_block, positions};
+
+fn config() -> MemoryConfig {
+    MemoryConfig { gate: Gate::OPEN, embed_batch: 3, ..MemoryConfig::new("test", SHAPE) }
+}
+
+fn index() -> Box<dyn VectorIndex> {
+    Box::new(ExactIndex::new(HashEmbedder.dim(), Distance::Cosine).unwrap())
+}
+
+fn memory_of(config: MemoryConfig) -> Memory {
+    Memory::new(config, Box::new(RamStore::new()), index(), Arc::new(HashEmbedder)).unwrap()
+}
+
+const TEXTS: [&str; 5] = [
+    "The lighthouse keeper is called Oda.",
+    "Bread costs four coins in the harbour.",
+    "The harbour master is called Ruben.",
+    "A storm sank the ferry in March.",
+    "Oda repaired the lamp of the lighthouse.",
+];
+
+/// Five blocks of 20 tokens, from token 4 on.
+fn remember_texts(memory: &mut Memory) {
+    for (i, text) in TEXTS.iter().enumerate() {
+        let start = 4 + 20 * i as u64;
+        memory.remember(new_block(start..start + 20, text)).unwrap();
+    }
+}
+
+fn filled() -> Memory {
+    let mut memory = memory_of(config());
+    remember_texts(&mut memory);
+    memory
+}
+
+fn request(query: &str, evicted_end: u64) -> RecallRequest<'_> {
+    RecallRequest::new(query, positions(4..evicted_end))
+}
+
+fn parts(recall: &Recall) -> Vec<(u64, u64)> {
+    recall.blocks.iter().map(|b| (b.part.start.0, b.part.end.0)).collect()
+}
+
+#[test]
+fn the_most_relevant_block_comes_back_whole() {
+    let mut memory = filled();
+    let request = RecallRequest { max_blocks: 1, ..request("Who is the harbour master?", 104) };
+    let recall = memory.recall(&request).unwrap();
+    assert_eq!(parts(&recall), [(44, 64)]);
+    let recalled = &recall.blocks[0];
+    assert_eq!(recalled.block.text(), TEXTS[2]);
+    assert_eq!((recalled.rows(), recalled.is_partial()), (0..20, false));
+    assert_eq!(recalled.tokens(), recalled.block.tokens());
+    assert_eq!(recall.n_tokens(), 20);
+}
+
+#[test]
+fn order_is_as_asked() {
+    let mut memory = filled();
+    let mut request = RecallRequest { max_blocks: 2, ..request("lamp of the lighthouse", 104) };
+    assert_eq!(parts(&memory.recall(&request).unwrap()), [(4, 24), (84, 104)]);
+    request.query = "keeper of the lighthouse, is called";
+    assert_eq!(parts(&memory.recall(&request).unwrap()), [(44, 64), (4, 24)]);
+    request.order = RecallOrder::Stream;
+    assert_eq!(parts(&memory.recall(&request).unwrap()), [(4, 24), (44, 64)]);
+}
+
+#[test]
+fn only_what_has_left_the_window_comes_back() {
+    let mut memory = filled();
+    for (evicted_end, expected) in [
+        (4, vec![]),
+        (5, vec![(4, 5)]),
+        (24, vec![(4, 24)]),
+        (30, vec![(4, 24), (24, 30)]),
+        (104, vec![(4, 24), (24, 44), (44, 64), (64, 84), (84, 104)]),
+        (900, vec![(4, 24), (24, 44), (44, 64), (64, 84), (84, 104)]),
+    ] {
+        let request = RecallRequest {
+            max_blocks: 9,
+            order: RecallOrder::Stream,
+            ..request("the harbour", evicted_end)
+        };
+        let recall = memory.recall(&request).unwrap();
+        assert_eq!(parts(&recall), expected, "evicted up to {evicted_end}");
+    }
+    let straddling = memory.recall(&request("the harbour", 30)).unwrap();
+    let partial = straddling.blocks.iter().find(|b| b.is_partial()).unwrap();
+    assert_eq!(partial.rows(), 0..6);
+    assert_eq!(partial.tokens(), (24..30).map(|pos| pos + 1000).collect::<Vec<u32>>());
+}
+
+#[test]
+fn what_is_excluded_makes_room_for_the_next() {
+    let mut memory = filled();
+    let exclude = vec![positions(84..104), positions(4..14)];
+    let request =
+        RecallRequest { max_blocks: 1, exclude, ..request("lamp of the lighthouse", 104) };
+    assert_eq!(parts(&memory.recall(&request).unwrap()), [(14, 24)]);
+}
+
+#[test]
+fn what_does_not_fit_is_listed_and_not_cut() {
+    let mut memory = filled();
+    let mut request =
+        RecallRequest { max_tokens: 39, max_blocks: 3, ..request("lamp of the lighthouse", 104) };
+    let recall = memory.recall(&request).unwrap();
+    assert_eq!(parts(&recall), [(84, 104)]);
+    assert_eq!(recall.skipped.len(), 2);
+    assert_eq!(recall.skipped[0].part, positions(4..24));
+    assert!(recall.skipped[0].distance <= recall.skipped[1].distance);
+    request.max_tokens = 0;
+    let recall = memory.recall(&request).unwrap();
+    assert_eq!((recall.blocks.len(), recall.skipped.len()), (0, 3));
+}
+
+#[test]
+fn the_gate_turns_away_what_is_far() {
+    let mut memory = filled();
+    memory.set_gate(Gate { max_distance: Some(0.6) });
+    let recall = memory.recall(&request("lamp of the lighthouse", 104)).unwrap();
+    assert_eq!(parts(&recall), [(84, 104)]);
+    assert_eq!(recall.gated.len(), 3);
+    assert!(recall.gated.iter().all(|gated| gated.distance > 0.6));
+    let recall = memory.recall(&request("quarterly tax forecast", 104)).unwrap();
+    assert_eq!((recall.blocks.len(), recall.gated.len()), (0, 4));
+}
+
+#[test]
+fn an_empty_question_or_memory_recalls_nothing() {
+    let mut memory = filled();
+    for query in ["", " \n\t"] {
+        assert!(memory.recall(&request(query, 104)).unwrap().blocks.is_empty());
+    }
+    let nothing = RecallRequest { max_blocks: 0, ..request("harbour", 104) };
+    assert!(memory.recall(&nothing).unwrap().blocks.is_empty());
+    let mut empty = memory_of(config());
+    assert!(empty.recall(&request("harbour", 104)).unwrap().blocks.is_empty());
+    assert!(empty.search("harbour", 3).unwrap().is_empty());
+    let mut reversed = request("harbour", 104);
+    reversed.evicted = TokenPos(9)..TokenPos(4);
+    assert!(matches!(memory.recall(&reversed), Err(MemoryError::Range { start: 9, end: 4 })));
+}
+
+#[test]
+fn people_search_without_gate_and_window() {
+    let mut memory = filled();
+    memory.set_gate(Gate { max_distance: Some(0.0) });
+    let found = memory.search("the ferry", 2).unwrap();
+    assert_eq!(found[0].block.text(), TEXTS[3]);
+    assert_eq!(found.len(), 2);
+    assert!(found[0].distance <= found[1].distance);
+    assert_eq!(memory.search("the ferry", 99).unwrap().len(), 5);
+}
+
+#[test]
+fn strategies_can_be_exchanged() {
+    let mut memory = filled();
+    memory.set_strategy(Arc::new(Random { seed: 1 }));
+    let request = RecallRequest { max_blocks: 5, ..request("lamp of the lighthouse", 104) };
+    let drawn = memory.recall(&request).unwrap();
+    assert_eq!(drawn.blocks.len(), 5);
+    assert_eq!(parts(&memory.recall(&request).unwrap()), parts(&drawn));
+}
+
+#[test]
+fn blocks_that_cannot_be_are_refused() {
+    let mut memory = filled();
+    let before = memory.stats();
+    let mut other_shape = new_block(200..220, "text");
+    let shape = KvShapeOf::with_layers(SHAPE.n_layers + 1);
+    other_shape.kv = shape.kv(20);
+    assert!(matches!(memory.remember(other_shape), Err(MemoryError::Shape { .. })));
+    assert!(matches!(
+        memory.remember(new_block(200..297, "text")),
+        Err(MemoryError::BlockTooLong { n_tokens: 97, max: 96 })
+    ));
+    assert!(matches!(
+        memory.remember(new_block(103..110, "text")),
+        Err(MemoryError::Store(StoreError::OutOfOrder { start: 103, end: 104, .. }))
+    ));
+    assert_eq!(memory.stats(), before);
+}
+
+struct KvShapeOf(crate::kv::KvShape);
+
+impl KvShapeOf {
+    fn with_layers(n_layers: usize) -> Self {
+        Self(crate::kv::KvShape { n_layers, ..SHAPE })
+    }
+
+    fn kv(&self, n_tokens: usize) -> crate::kv::BlockKv {
+        let zeros = || crate::kv::KvBuffer::F32(vec![0.0; self.0.components(n_tokens).unwrap()]);
+        crate::kv::BlockKv::new(self.0, n_tokens, zeros(), zeros()).unwrap()
+    }
+}
+
+#[test]
+fn a_replayed_stream_writes_the_same_blocks() {
+    let mut memory = filled();
+    let (stats, ids) = (memory.stats(), memory.metas().to_vec());
+    remember_texts(&mut memory);
+    assert_eq!(memory.stats(), stats);
+    assert_eq!(memory.metas(), ids);
+    assert_eq!(filled().metas(), ids);
+}
+
+#[test]
+fn settings_are_checked() {
+    for name in ["", ".", "..", "a/b", "a\\b", "a b", "a\0", &"x".repeat(65)] {
+        let config = MemoryConfig { session: name.to_owned(), ..config() };
+        let made = Memory::new(config, Box::new(RamStore::new()), index(), Arc::new(HashEmbedder));
+        assert!(matches!(made, Err(MemoryError::SessionName { .. })), "{name:?}");
+    }
+    let zero = MemoryConfig { embed_batch: 0, ..config() };
+    let make = |config, index| {
+        Memory::new(config, Box::new(RamStore::new()), index, Arc::new(HashEmbedder)).unwrap_err()
+    };
+    assert!(matches!(make(zero, index()), MemoryError::ZeroBatch));
+    let narrow = Box::new(ExactIndex::new(3, Distance::Cosine).unwrap());
+    assert!(matches!(make(config(), narrow), MemoryError::Dim { embedder: 64, index: 3 }));
+    let mut used = index();
+    used.add(BlockId(1), &[0.0; 64]).unwrap();
+    assert!(matches!(make(config(), used), MemoryError::IndexNotEmpty { n_vectors: 1 }));
+}
+
+/// Counts its calls and texts, and fails while it is told to.
+#[derive(Debug, Default)]
+struct Watched {
+    calls: AtomicUsize,
+    texts: AtomicUsize,
+    failures_left: AtomicUsize,
+}
+
+impl Embedder for Watched {
+    fn dim(&self) -> usize {
+        HashEmbedder.dim()
+    }
+
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let left = self.failures_left.load(Ordering::Relaxed);
+        if left > 0 {
+            self.failures_left.store(left - 1, Ordering::Relaxed);
+            return Err(EmbedError::NotFinite { text: 0, n_texts: texts.len() });
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.texts.fetch_add(texts.len(), Ordering::Relaxed);
+        HashEmbedder.embed(texts)
+    }
+}
+
+fn watched_memory() -> (Memory, Arc<Watched>) {
+    let watched = Arc::new(Watched::default());
+    let store = Box::new(RamStore::new());
+    (Memory::new(config(), store, index(), watched.clone()).unwrap(), watched)
+}
+
+#[test]
+fn the_queue_is_bounded_and_embeds_in_batches() {
+    let (mut memory, watched) = watched_memory();
+    remember_texts(&mut memory);
+    assert_eq!(watched.calls.load(Ordering::Relaxed), 1);
+    assert_eq!((memory.stats().n_pending, memory.stats().n_indexed), (2, 3));
+    assert_eq!(memory.flush().unwrap(), 2);
+    assert_eq!(memory.flush().unwrap(), 0);
+    assert_eq!(watched.texts.load(Ordering::Relaxed), 5);
+    // Nothing has left the window, so the query is not embedded either.
+    memory.recall(&request("harbour", 4)).unwrap();
+    assert_eq!(watched.calls.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_failing_embedder_costs_no_block() {
+    let (mut memory, watched) = watched_memory();
+    for (i, text) in TEXTS.iter().take(3).enumerate() {
+        memory.remember(new_block(i as u64 * 20..i as u64 * 20 + 20, text)).unwrap();
+    }
+    watched.failures_left.store(3, Ordering::Relaxed);
+    let before = memory.stats();
+    assert!(memory.remember(new_block(60..80, TEXTS[3])).is_err());
+    assert!(memory.flush().is_err());
+    assert!(memory.recall(&request("storm", 80)).is_err());
+    assert_eq!(memory.stats(), before);
+    memory.remember(new_block(60..80, TEXTS[3])).unwrap();
+    let recall = memory.recall(&request("storm in march", 80)).unwrap();
+    assert_eq!(recall.blocks.last().unwrap().block.text(), TEXTS[3]);
+}
+
+#[derive(Debug)]
+struct Liar(usize, usize);
+
+impl Embedder for Liar {
+    fn dim(&self) -> usize {
+        HashEmbedder.dim()
+    }
+
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        Ok(vec![vec![0.0; self.1]; texts.len() + self.0 - 1])
+    }
+}
+
+#[test]
+fn an_embedder_that_breaks_its_promise_is_an_error() {
+    for liar in [Liar(0, 64), Liar(2, 64), Liar(1, 63)] {
+        let store = Box::new(RamStore::new());
+        let mut memory = Memory::new(config(), store, index(), Arc::new(liar)).unwrap();
+        memory.remember(new_block(0..20, "text")).unwrap();
+        assert!(matches!(memory.flush(), Err(MemoryError::EmbedderOutput { .. })));
+        assert_eq!((memory.stats().n_pending, memory.stats().n_indexed), (1, 0));
+    }
+}
+
+/// Every write of the store fails once; repeating the call that failed repairs everything.
+#[test]
+fn a_failing_store_costs_no_block() {
+    let expected = {
+        let mut memory = filled();
+        parts(&memory.recall(&request("Who is called Oda?", 104)).unwrap())
+    };
+    for nth_write in 0..10 {
+        let store = Box::new(FailingStore::new(Box::new(RamStore::new()), nth_write));
+        let mut memory = Memory::new(config(), store, index(), Arc::new(HashEmbedder)).unwrap();
+        let mut failures = 0;
+        for (i, text) in TEXTS.iter().enumerate() {
+            let block = || new_block(4 + 20 * i as u64..24 + 20 * i as u64, text);
+            let n_blocks = memory.stats().n_blocks;
+            if memory.remember(block()).is_err() {
+                failures += 1;
+                assert_eq!(memory.stats().n_blocks, n_blocks);
+                memory.remember(block()).unwrap();
+            }
+        }
+        let request = request("Who is called Oda?", 104);
+        let recall = memory.recall(&request).or_else(|_| {
+            failures += 1;
+            memory.recall(&request)
+        });
+        assert_eq!(parts(&recall.unwrap()), expected, "write {nth_write}");
+        assert_eq!(failures, 1, "write {nth_write}");
+        assert_eq!((memory.stats().n_indexed, memory.stats().n_pending), (5, 0));
+    }
+}
+
+#[test]
+fn a_memory_is_filled_from_a_store_that_has_blocks() {
+    let mut first = filled();
+    first.flush().unwrap();
+    let reopened = first.branch().unwrap().store;
+    let watched = Arc::new(Watched::default());
+    let mut second = Memory::new(config(), reopened, index(), watched.clone()).unwrap();
+    // The store has the embeddings too.
+    assert_eq!(watched.texts.load(Ordering::Relaxed), 0);
+    let request = request("Who is called Oda?", 104);
+    let recall = second.recall(&request).unwrap();
+    assert_eq!(parts(&recall), parts(&first.recall(&request).unwrap()));
+    assert_eq!(second.stats().n_tokens, 100);
+
+    let mut bare = RamStore::new();
+    for (order, _) in TEXTS.iter().enumerate() {
+        let block = new_block(4 + 20 * order as u64..24 + 20 * order as u64, TEXTS[order]);
+        bare.append(Arc::new(Block::new(Arc::from("test"), block).unwrap())).unwrap();
+    }
+    let third = Memory::new(config(), Box::new(bare), index(), watched.clone()).unwrap();
+    assert_eq!((third.stats().n_indexed, third.stats().n_pending), (5, 0));
+    assert_eq!(watched.calls.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn branches_share_blocks_and_embeddings_and_go_their_own_way() {
+    let (mut trunk, watched) = watched_memory();
+    remember_texts(&mut trunk);
+    let mut left = trunk.branch().unwrap();
+    let mut right = trunk.branch().unwrap();
+    left.flush().unwrap();
+    let n_texts = watched.texts.load(Ordering::Relaxed);
+    right.flush().unwrap();
+    trunk.flush().unwrap();
+    assert_eq!(watched.texts.load(Ordering::Relaxed), n_texts);
+    left.remember(new_block(104..120, "Left found a red kite.")).unwrap();
+    right.remember(new_block(104..130, "Right found a red kite.")).unwrap();
+    let ends = |memory: &mut Memory| {
+        let found = memory.search("red kite", 1).unwrap();
+        found[0].block.range().end.0
+    };
+    assert_eq!((ends(&mut left), ends(&mut right)), (120, 130));
+    assert_eq!(trunk.stats().n_blocks, 5);
+    let shared = |memory: &Memory| memory.store.get(0).unwrap();
+    assert!(Arc::ptr_eq(&shared(&left), &shared(&trunk)));
+}
+
+/// An index whose every third addition fails.
+#[derive(Debug)]
+struct FlakyIndex {
+    inner: Box<dyn VectorIndex>,
+    calls: usize,
+}
+
+impl VectorIndex for FlakyIndex {
+    fn add(&mut self, id: BlockId, embedding: &[f32]) -> Result<(), IndexError> {
+        self.calls += 1;
+        if self.calls.is_multiple_of(3) {
+            return Err(IndexError::Dim { expected: 64, found: 0 });
+        }
+        self.inner.add(id, embedding)
+    }
+
+    fn search(
+        &self,
+        query: &[f32],
+        n: usize,
+        filter: &dyn Fn(BlockId) -> bool,
+        out: &mut Vec<Hit>,
+    ) -> Result<(), IndexError> {
+        self.inner.search(query, n, filter, out)
+    }
+
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.inner.dim()
+    }
+
+    fn distance(&self) -> Distance {
+        self.inner.distance()
+    }
+
+    fn branch(&self) -> Result<Box<dyn VectorIndex>, IndexError> {
+        self.inner.branch()
+    }
+}
+
+#[test]
+fn a_failing_index_costs_no_block() {
+    let flaky = Box::new(FlakyIndex { inner: index(), calls: 0 });
+    let store = Box::new(RamStore::new());
+    let config = MemoryConfig { embed_batch: 16, ..config() };
+    let mut memory = Memory::new(config, store, flaky, Arc::new(HashEmbedder)).unwrap();
+    remember_texts(&mut memory);
+    assert!(memory.flush().is_err());
+    assert_eq!((memory.stats().n_indexed, memory.stats().n_pending), (2, 3));
+    assert_eq!(memory.flush().unwrap_or(9), 9);
+    assert_eq!(memory.flush().unwrap(), 1);
+    assert_eq!(memory.recall(&request("Oda", 104)).unwrap().blocks.len(), 4);
+}
+
+/// The memory against a list that is searched from end to end.
+#[test]
+fn recalls_are_those_of_the_naive_memory() {
+    let words = ["oda", "lamp", "ferry", "bread", "storm", "harbour", "kite", "march", "coin"];
+    for seed in 0..150 {
+        let mut rng = SplitMix64::new(seed);
+        let mut memory = memory_of(MemoryConfig { embed_batch: 1 + rng.below(5), ..config() });
+        let text = |rng: &mut SplitMix64| -> String {
+            (0..1 + rng.below(5)).map(|_| words[rng.below(words.len())].to_owned() + " ").collect()
+        };
+        let mut all: Vec<(Range<u64>, String)> = Vec::new();
+        let mut end = 4;
+        for _ in 0..60 {
+            if rng.below(3) > 0 {
+                // Gaps are turns that were forgotten.
+                let start = end + if rng.below(5) == 0 { rng.below(30) as u64 } else { 0 };
+                end = start + 1 + rng.below(96) as u64;
+                all.push((start..end, text(&mut rng)));
+                let (range, text) = all.last().unwrap();
+                memory.remember(new_block(range.clone(), text)).unwrap();
+                continue;
+            }
+            let query = text(&mut rng);
+            let hole = rng.below(end as usize) as u64;
+            let request = RecallRequest {
+                max_tokens: rng.below(400),
+                max_blocks: rng.below(6),
+                order: [RecallOrder::BestLast, RecallOrder::Stream][rng.below(2)],
+                exclude: vec![positions(hole..hole + rng.below(200) as u64)],
+                ..request(&query, 4 + rng.below(end as usize) as u64)
+            };
+            let recall = memory.recall(&request).unwrap();
+            check_recall(&recall, &request);
+            let mut expected = naive(&all, &request);
+            if request.order == RecallOrder::BestLast {
+                expected.reverse();
+            } else {
+                expected.sort();
+            }
+            assert_eq!(parts(&recall), expected, "seed {seed}");
+        }
+    }
+}
+
+fn check_recall(recall: &Recall, request: &RecallRequest<'_>) {
+    assert!(recall.n_tokens() <= request.max_tokens);
+    let n_proposed = recall.blocks.len() + recall.gated.len() + recall.skipped.len();
+    assert!(n_proposed <= request.max_blocks);
+    let mut parts = parts(recall);
+    parts.sort_unstable();
+    assert!(parts.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+}
+
+fn naive(all: &[(Range<u64>, String)], request: &RecallRequest<'_>) -> Vec<(u64, u64)> {
+    let embed = |text: &str| HashEmbedder.embed(&[text]).unwrap().swap_remove(0);
+    let query = embed(request.query);
+    // Equal distances must compare equal, so both sides round alike.
+    let mut near: Vec<(i64, u64, u64)> = all
+        .iter()
+        .filter_map(|(range, text)| {
+            let part = request.part_of(&positions(range.clone()))?;
+            let distance = Distance::Cosine.between(&query, &embed(text));
+            Some(((f64::from(distance) * 1e5).round() as i64, part.start.0, part.end.0))
+        })
+        .collect();
+    near.sort_unstable();
+    near.truncate(request.max_blocks);
+    let mut left = request.max_tokens as u64;
+    near.retain(|(_, start, end)| {
+        let fits = end - start <= left;
+        left -= if fits { end - start } else { 0 };
+        fits
+    });
+    near.into_iter().map(|(_, start, end)| (start, end)).collect()
+}

@@ -1,0 +1,216 @@
+//! What a recall asks for and what it answers; no I/O, only ranges and sums.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use everstream_kv_cache::{TokenPos, range_len};
+
+use crate::block::{Block, BlockId};
+
+/// The order in which recalled blocks come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecallOrder {
+    /// The most relevant last, nearest to the question that follows.
+    #[default]
+    BestLast,
+    /// As they stood in the stream.
+    Stream,
+}
+
+/// What to recall. [`RecallRequest::new`] fills in the defaults.
+#[derive(Clone, Debug)]
+pub struct RecallRequest<'a> {
+    /// What is asked for; usually the newest turn. Blank text recalls nothing.
+    pub query: &'a str,
+    /// What has left the window: from the end of the sinks to the start of the window. Only this
+    /// part of the stream is recalled.
+    pub evicted: Range<TokenPos>,
+    /// No more than this many tokens in all.
+    pub max_tokens: usize,
+    /// No more than this many blocks.
+    pub max_blocks: usize,
+    /// The order of the answer.
+    pub order: RecallOrder,
+    /// What is in the cache already for another reason, in any order.
+    pub exclude: Vec<Range<TokenPos>>,
+}
+
+impl<'a> RecallRequest<'a> {
+    /// Up to four blocks and 300 tokens, the most relevant last, nothing excluded.
+    #[must_use]
+    pub fn new(query: &'a str, evicted: Range<TokenPos>) -> Self {
+        Self {
+            query,
+            evicted,
+            max_tokens: 300,
+            max_blocks: 4,
+            order: RecallOrder::default(),
+            exclude: Vec::new(),
+        }
+    }
+
+    /// The part of a block at `range` that may be recalled.
+    pub(crate) fn part_of(&self, range: &Range<TokenPos>) -> Option<Range<TokenPos>> {
+        eligible_part(range, &self.evicted, &self.exclude)
+    }
+}
+
+/// A block that comes back, or its part that has left the window.
+#[derive(Clone, Debug)]
+pub struct RecalledBlock {
+    /// The whole block.
+    pub block: Arc<Block>,
+    /// What of it is recalled: all of it, unless the block straddles the start of the window or
+    /// the request excluded some of it.
+    pub part: Range<TokenPos>,
+    /// Distance of the whole block from the query.
+    pub distance: f32,
+}
+
+impl RecalledBlock {
+    /// Tokens recalled.
+    #[must_use]
+    pub fn n_tokens(&self) -> usize {
+        range_len(&self.part)
+    }
+
+    /// The part as rows of the block: what [`BlockKv::keys`](crate::BlockKv::keys) takes.
+    #[must_use]
+    pub fn rows(&self) -> Range<usize> {
+        let first = self.block.range().start;
+        self.part.start.since(first)..self.part.end.since(first)
+    }
+
+    /// Ids of the tokens recalled.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.block.tokens()[self.rows()]
+    }
+
+    /// Whether only a part of the block is recalled.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.part != self.block.range()
+    }
+}
+
+/// A block that was found and left where it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotRecalled {
+    /// The block.
+    pub id: BlockId,
+    /// What of it would have been recalled.
+    pub part: Range<TokenPos>,
+    /// Its distance from the query.
+    pub distance: f32,
+}
+
+/// The answer to a [`RecallRequest`]: every block that the strategy proposed is in one list.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Recall {
+    /// What comes back, in the order that was asked for. No two parts overlap.
+    pub blocks: Vec<RecalledBlock>,
+    /// What the gate turned away, most relevant first.
+    pub gated: Vec<NotRecalled>,
+    /// What passed the gate and did not fit into `max_tokens`, most relevant first. Less relevant
+    /// blocks that did fit are among `blocks`.
+    pub skipped: Vec<NotRecalled>,
+}
+
+impl Recall {
+    /// Tokens that come back.
+    #[must_use]
+    pub fn n_tokens(&self) -> usize {
+        self.blocks.iter().map(RecalledBlock::n_tokens).sum()
+    }
+
+    /// Brings `blocks`, which stand most relevant first, into `order`.
+    pub(crate) fn sort(&mut self, order: RecallOrder) {
+        match order {
+            RecallOrder::BestLast => self.blocks.reverse(),
+            RecallOrder::Stream => self.blocks.sort_by_key(|block| block.part.start),
+        }
+    }
+}
+
+/// The part of `block` that lies in `evicted` and in none of `exclude`. If that leaves several
+/// pieces, the longest, of equals the first: a block comes back as one run of tokens.
+fn eligible_part(
+    block: &Range<TokenPos>,
+    evicted: &Range<TokenPos>,
+    exclude: &[Range<TokenPos>],
+) -> Option<Range<TokenPos>> {
+    let whole = block.start.max(evicted.start)..block.end.min(evicted.end);
+    let mut pieces = vec![whole];
+    for hole in exclude.iter().filter(|hole| hole.start < hole.end) {
+        pieces = pieces.iter().flat_map(|piece| without(piece, hole)).collect();
+    }
+    pieces.into_iter().filter(|piece| piece.start < piece.end).rev().max_by_key(range_len)
+}
+
+/// What lies before and after `hole`; either may be empty.
+fn without(piece: &Range<TokenPos>, hole: &Range<TokenPos>) -> [Range<TokenPos>; 2] {
+    [piece.start..piece.end.min(hole.start), piece.start.max(hole.end)..piece.end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::SplitMix64;
+    use crate::testing::positions;
+
+    fn check(
+        block: Range<u64>,
+        evicted: Range<u64>,
+        exclude: &[(u64, u64)],
+        expected: Option<Range<u64>>,
+    ) {
+        let exclude: Vec<_> =
+            exclude.iter().map(|&(start, end)| TokenPos(start)..TokenPos(end)).collect();
+        let found = eligible_part(&positions(block), &positions(evicted), &exclude);
+        assert_eq!(found, expected.map(positions));
+    }
+
+    #[test]
+    fn only_what_is_evicted_and_not_excluded_comes_back() {
+        check(10..20, 4..30, &[], Some(10..20));
+        check(10..20, 4..15, &[], Some(10..15));
+        check(10..20, 4..10, &[], None);
+        check(10..20, 14..16, &[], Some(14..16));
+        check(10..20, 4..30, &[(10, 20)], None);
+        check(10..20, 4..30, &[(0, 12), (18, 40)], Some(12..18));
+        check(10..20, 4..30, &[(14, 15)], Some(15..20));
+        check(10..20, 4..30, &[(15, 15), (30, 20)], Some(10..20));
+        // Two pieces of equal length: the first.
+        check(10..19, 4..30, &[(14, 15)], Some(10..14));
+    }
+
+    /// Token by token: mark what may come back, take the longest run.
+    #[test]
+    fn parts_are_those_of_the_naive_search() {
+        for seed in 0..2000 {
+            let mut rng = SplitMix64::new(seed);
+            let mut range = || {
+                let start = rng.below(30) as u64;
+                start..start + rng.below(20) as u64
+            };
+            let (block, evicted) = (range(), range());
+            let exclude = [range(), range(), range()];
+            let free = |pos: u64| {
+                block.contains(&pos)
+                    && evicted.contains(&pos)
+                    && !exclude.iter().any(|hole| hole.contains(&pos))
+            };
+            let mut longest: Option<Range<u64>> = None;
+            for start in 0..60 {
+                let n = (start..60).take_while(|&pos| free(pos)).count() as u64;
+                if n > longest.as_ref().map_or(0, |run| run.end - run.start) {
+                    longest = Some(start..start + n);
+                }
+            }
+            let holes = exclude.map(|hole| (hole.start, hole.end));
+            check(block, evicted, &holes, longest);
+        }
+    }
+}

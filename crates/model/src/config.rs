@@ -1,0 +1,344 @@
+//! The shape of a model, read from the metadata of its file and checked.
+//!
+//! Everything that the forward pass, the cache and the tokenizer size their buffers by comes from
+//! here, so nothing leaves this module that is zero, does not divide, or is absurdly large.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use crate::error::{LoadError, shown};
+use crate::gguf::GgufFile;
+
+const MAX_LAYERS: u32 = 1024;
+const MAX_HEADS: u32 = 1024;
+const MAX_HEAD_DIM: u32 = 512;
+const MAX_EMBEDDING_DIM: u32 = 1 << 16;
+const MAX_FFN_DIM: u32 = 1 << 20;
+const MAX_VOCAB: usize = 1 << 22;
+
+/// A model family, as `general.architecture` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Architecture {
+    /// Llama 2 and what is built like it: SmolLM2, TinyLlama.
+    Llama,
+    /// Qwen 2 and 2.5: like Llama, with a bias on queries, keys and values.
+    Qwen2,
+}
+
+impl Architecture {
+    /// The names that GGUF files use, in the order of the variants.
+    pub const NAMES: &'static [&'static str] = &["llama", "qwen2"];
+
+    /// The name in GGUF files, which is also the prefix of its metadata keys.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Llama, Self::Qwen2].into_iter().find(|architecture| architecture.name() == name)
+    }
+
+    /// Which elements of a head the rotary embedding turns together, in the layout of the file.
+    #[must_use]
+    pub fn rope_pairs(self) -> RopePairs {
+        match self {
+            Self::Llama => RopePairs::Adjacent,
+            Self::Qwen2 => RopePairs::Halves,
+        }
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Which two elements of a head form one pair of the rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RopePairs {
+    /// Elements `2 i` and `2 i + 1`. llama.cpp's converter permutes the rows of q and k of `llama`
+    /// models into this order; the original checkpoints have [`Halves`](Self::Halves).
+    Adjacent,
+    /// Elements `i` and `i + rope_dim / 2`.
+    Halves,
+}
+
+/// The shape and the constants of a model.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ModelConfig {
+    /// The family.
+    pub architecture: Architecture,
+    /// `general.name`, or the architecture if the file has none.
+    pub name: String,
+    /// Number of transformer layers.
+    pub n_layers: usize,
+    /// Query heads per layer; a multiple of `n_kv_heads`.
+    pub n_heads: usize,
+    /// Key and value heads per layer.
+    pub n_kv_heads: usize,
+    /// Elements per head, for queries, keys and values alike; even.
+    pub head_dim: usize,
+    /// Elements of the residual stream.
+    pub embedding_dim: usize,
+    /// Elements of the hidden layer of the feed-forward network.
+    pub ffn_dim: usize,
+    /// Number of tokens: rows of the embedding, length of the logits.
+    pub vocab_size: usize,
+    /// The longest context that the model was trained on, in tokens.
+    pub context_length: usize,
+    /// The base of the rotary frequencies: pair `i` turns by `rope_base^(-2 i / rope_dim)` per
+    /// position.
+    pub rope_base: f32,
+    /// Elements of a head that are rotated, from its start; even, at most `head_dim`.
+    pub rope_dim: usize,
+    /// Added to the mean square before the root in RMSNorm.
+    pub norm_eps: f32,
+    /// Whether the output matrix is the token embedding (the file has no `output.weight`).
+    pub tied_embeddings: bool,
+    /// Whether queries, keys and values have a bias.
+    pub has_qkv_bias: bool,
+}
+
+impl ModelConfig {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] naming key and value: missing, of a wrong type, out of range, or asking for
+    /// something that is not computed (another architecture, rope scaling, experts).
+    pub fn from_gguf(gguf: &GgufFile) -> Result<Self, LoadError> {
+        let keys = Keys::new(gguf)?;
+        refuse_unsupported(&keys)?;
+        let n_layers = keys.size("block_count", MAX_LAYERS)?;
+        let embedding_dim = keys.size("embedding_length", MAX_EMBEDDING_DIM)?;
+        let (n_heads, n_kv_heads) = heads(&keys)?;
+        let head_dim = head_dim(&keys, embedding_dim, n_heads)?;
+        Ok(Self {
+            architecture: keys.architecture,
+            name: gguf.find_str("general.name")?.unwrap_or(keys.architecture.name()).to_owned(),
+            n_layers,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            embedding_dim,
+            ffn_dim: keys.size("feed_forward_length", MAX_FFN_DIM)?,
+            vocab_size: vocab_size(gguf)?,
+            context_length: keys.size("context_length", u32::MAX)?,
+            rope_base: rope_base(&keys)?,
+            rope_dim: rope_dim(&keys, head_dim)?,
+            norm_eps: norm_eps(&keys)?,
+            tied_embeddings: !gguf.has_tensor("output.weight"),
+            has_qkv_bias: gguf.has_tensor("blk.0.attn_q.bias"),
+        })
+    }
+
+    /// Elements of one token's keys in one layer, and of its values: `n_kv_heads * head_dim`.
+    #[must_use]
+    pub fn kv_dim(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
+    /// Elements of one token's queries in one layer: `n_heads * head_dim`.
+    #[must_use]
+    pub fn q_dim(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+}
+
+/// The metadata keys of one architecture, which all begin with its name.
+struct Keys<'a> {
+    gguf: &'a GgufFile,
+    architecture: Architecture,
+}
+
+impl<'a> Keys<'a> {
+    fn new(gguf: &'a GgufFile) -> Result<Self, LoadError> {
+        let found = gguf.get_str("general.architecture")?;
+        let architecture =
+            Architecture::from_name(found).ok_or_else(|| LoadError::UnsupportedArchitecture {
+                path: gguf.path().to_owned(),
+                found: found.to_owned(),
+                supported: Architecture::NAMES,
+            })?;
+        Ok(Self { gguf, architecture })
+    }
+
+    fn key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.architecture.name())
+    }
+
+    /// A size that must be present, from 1 to `max`.
+    fn size(&self, suffix: &str, max: u32) -> Result<usize, LoadError> {
+        let value = self.gguf.get_u32(&self.key(suffix))?;
+        self.in_range(suffix, value, max)
+    }
+
+    /// A size that may be absent, from 1 to `max`.
+    fn find_size(&self, suffix: &str, max: u32) -> Result<Option<usize>, LoadError> {
+        let value = self.gguf.find_u32(&self.key(suffix))?;
+        value.map(|value| self.in_range(suffix, value, max)).transpose()
+    }
+
+    fn in_range(&self, suffix: &str, value: u32, max: u32) -> Result<usize, LoadError> {
+        if value == 0 || value > max {
+            return Err(self.invalid(suffix, value, format!("from 1 to {max}")));
+        }
+        Ok(value as usize)
+    }
+
+    fn find_u32(&self, suffix: &str) -> Result<Option<u32>, LoadError> {
+        self.gguf.find_u32(&self.key(suffix))
+    }
+
+    fn find_f32(&self, suffix: &str) -> Result<Option<f32>, LoadError> {
+        self.gguf.find_f32(&self.key(suffix))
+    }
+
+    fn invalid(&self, suffix: &str, value: impl fmt::Display, rule: String) -> LoadError {
+        LoadError::InvalidValue {
+            path: self.gguf.path().to_owned(),
+            key: self.key(suffix),
+            value: value.to_string(),
+            rule,
+        }
+    }
+
+    fn unsupported(&self, feature: &'static str, detail: String) -> LoadError {
+        LoadError::UnsupportedFeature { path: self.gguf.path().to_owned(), feature, detail }
+    }
+}
+
+fn heads(keys: &Keys<'_>) -> Result<(usize, usize), LoadError> {
+    let n_heads = keys.size("attention.head_count", MAX_HEADS)?;
+    let n_kv_heads = keys.find_size("attention.head_count_kv", MAX_HEADS)?.unwrap_or(n_heads);
+    if !n_heads.is_multiple_of(n_kv_heads) {
+        let rule = format!("a divisor of the {n_heads} query heads");
+        return Err(keys.invalid("attention.head_count_kv", n_kv_heads, rule));
+    }
+    Ok((n_heads, n_kv_heads))
+}
+
+fn head_dim(keys: &Keys<'_>, embedding_dim: usize, n_heads: usize) -> Result<usize, LoadError> {
+    let key_dim = keys.find_size("attention.key_length", MAX_HEAD_DIM)?;
+    let head_dim = match key_dim {
+        Some(given) => given,
+        None if embedding_dim.is_multiple_of(n_heads) => embedding_dim / n_heads,
+        None => {
+            let rule = format!("a multiple of the {n_heads} heads");
+            return Err(keys.invalid("embedding_length", embedding_dim, rule));
+        }
+    };
+    if head_dim > MAX_HEAD_DIM as usize || !head_dim.is_multiple_of(2) {
+        let suffix = if key_dim.is_some() { "attention.key_length" } else { "embedding_length" };
+        let value = key_dim.unwrap_or(embedding_dim);
+        let rule = format!("such that a head has an even size up to {MAX_HEAD_DIM}");
+        return Err(keys.invalid(suffix, value, rule));
+    }
+    let value_dim = keys.find_size("attention.value_length", MAX_HEAD_DIM)?.unwrap_or(head_dim);
+    if value_dim != head_dim {
+        let rule = format!("the size of a key, {head_dim}");
+        return Err(keys.invalid("attention.value_length", value_dim, rule));
+    }
+    Ok(head_dim)
+}
+
+/// The length of the token list, which must agree with the rows of the embedding matrix.
+fn vocab_size(gguf: &GgufFile) -> Result<usize, LoadError> {
+    const KEY: &str = "tokenizer.ggml.tokens";
+    let n_tokens = gguf.find_arr_str(KEY)?.map(|tokens| tokens.len());
+    let n_rows = gguf.tensors().get("token_embd.weight").map(|info| info.n_rows());
+    let invalid = |value: usize, rule: String| LoadError::InvalidValue {
+        path: gguf.path().to_owned(),
+        key: KEY.to_owned(),
+        value: format!("a list of {value}"),
+        rule,
+    };
+    let size = match (n_tokens, n_rows) {
+        (Some(n_tokens), Some(n_rows)) if n_tokens != n_rows => {
+            let rule = format!("as long as `token_embd.weight` has rows, {n_rows}");
+            return Err(invalid(n_tokens, rule));
+        }
+        (Some(size), _) | (None, Some(size)) => size,
+        (None, None) => {
+            let path = gguf.path().to_owned();
+            return Err(LoadError::MissingKey { path, key: KEY.to_owned() });
+        }
+    };
+    if size == 0 || size > MAX_VOCAB {
+        return Err(invalid(size, format!("from 1 to {MAX_VOCAB} tokens long")));
+    }
+    Ok(size)
+}
+
+fn rope_base(keys: &Keys<'_>) -> Result<f32, LoadError> {
+    // The value of Llama 1 and 2, whose files may leave it out.
+    let base = keys.find_f32("rope.freq_base")?.unwrap_or(10_000.0);
+    if !base.is_finite() || base <= 1.0 {
+        return Err(keys.invalid("rope.freq_base", base, "a finite number above 1".to_owned()));
+    }
+    Ok(base)
+}
+
+fn rope_dim(keys: &Keys<'_>, head_dim: usize) -> Result<usize, LoadError> {
+    let rope_dim = keys.find_size("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim);
+    if rope_dim > head_dim || !rope_dim.is_multiple_of(2) {
+        let rule = format!("even and at most the size of a head, {head_dim}");
+        return Err(keys.invalid("rope.dimension_count", rope_dim, rule));
+    }
+    Ok(rope_dim)
+}
+
+fn norm_eps(keys: &Keys<'_>) -> Result<f32, LoadError> {
+    const SUFFIX: &str = "attention.layer_norm_rms_epsilon";
+    let eps = keys.gguf.get_f32(&keys.key(SUFFIX))?;
+    if !(eps > 0.0 && eps <= 0.1) {
+        return Err(keys.invalid(SUFFIX, eps, "above 0 and at most 0.1".to_owned()));
+    }
+    Ok(eps)
+}
+
+/// Refuses what would silently change the result if it were ignored.
+fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), LoadError> {
+    refuse_rope_scaling(keys)?;
+    if let Some(n_experts) = keys.find_u32("expert_count")?.filter(|&n_experts| n_experts > 0) {
+        let detail = format!("`{}` is {n_experts}", keys.key("expert_count"));
+        return Err(keys.unsupported("a mixture of experts", detail));
+    }
+    if let Some(width) = keys.find_u32("attention.sliding_window")?.filter(|&width| width > 0) {
+        let detail = format!("`{}` is {width}", keys.key("attention.sliding_window"));
+        return Err(keys.unsupported("sliding-window attention", detail));
+    }
+    Ok(())
+}
+
+fn refuse_rope_scaling(keys: &Keys<'_>) -> Result<(), LoadError> {
+    const FEATURE: &str = "rope scaling";
+    const FACTORS: &str = "rope_freqs.weight";
+    if keys.gguf.has_tensor(FACTORS) {
+        return Err(keys.unsupported(FEATURE, format!("the file has a tensor `{FACTORS}`")));
+    }
+    let type_key = keys.key("rope.scaling.type");
+    let scaling = keys.gguf.find_str(&type_key)?;
+    if let Some(scaling) = scaling.filter(|&scaling| scaling != "none") {
+        let detail = format!("`{type_key}` is {}", shown(scaling));
+        return Err(keys.unsupported(FEATURE, detail));
+    }
+    // Without a type, llama.cpp takes a factor for linear scaling; `scale_linear` is its old name.
+    for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
+        let factor = keys.find_f32(suffix)?.unwrap_or(1.0);
+        if scaling.is_none() && factor != 1.0 && factor != 0.0 {
+            let detail = format!("`{}` is {factor}", keys.key(suffix));
+            return Err(keys.unsupported(FEATURE, detail));
+        }
+    }
+    Ok(())
+}

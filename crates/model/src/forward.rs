@@ -1,0 +1,307 @@
+//! The forward pass: from token ids to hidden states, through the caches of one or more streams.
+//!
+//! One function, [`Model::forward`], covers all supported families; what differs between them is
+//! data in [`ModelConfig`]. It takes a *batch*: a chunk of one stream, one token from each of
+//! several streams, or any mixture. The result of a row does not depend on the other rows, bit for
+//! bit, since every kernel sums each output in one fixed order.
+
+use std::ops::Range;
+
+use everstream_kernels::{
+    Activations, Product, Rotation, add_assign, dequantize, matmul, rms_norm, silu_mul,
+};
+use everstream_kv_cache::{CacheError, KvCache};
+
+use crate::model::Model;
+
+/// New tokens of one stream and the cache that they extend.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// The tokens, at most [`Timeline::next_chunk`](everstream_kv_cache::Timeline::next_chunk).
+    pub tokens: &'a [u32],
+    /// The stream's cache.
+    pub cache: &'a mut KvCache,
+}
+
+/// Why a batch was not computed; no cache has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForwardError {
+    /// A cache cannot take the tokens.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A token that the model does not have.
+    #[error("token {token} is outside the vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+}
+
+/// Buffers of a forward pass; they grow to the largest batch and are reused.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// The residual stream: `[n_rows, embedding_dim]`.
+    x: Vec<f32>,
+    /// Inputs of q, k, v, of gate and up, and of the output matrix: `[n_rows, embedding_dim]`.
+    normed: Activations,
+    /// `[n_rows, n_heads * head_dim]`, before rotation.
+    q: Vec<f32>,
+    /// `[n_rows, n_kv_heads * head_dim]`, before rotation.
+    k: Vec<f32>,
+    /// `[n_rows, n_kv_heads * head_dim]`
+    v: Vec<f32>,
+    /// The two rotated forms of the queries, scaled: as `q`.
+    queries: [Vec<f32>; 2],
+    /// Rotations of each row: at its position in the window, and at its place in the cache.
+    rotations: [Vec<Rotation>; 2],
+    /// Output of attention: `[n_rows, n_heads * head_dim]`.
+    mixed: Activations,
+    /// `[n_rows, ffn_dim]`
+    gate: Vec<f32>,
+    /// `[n_rows, ffn_dim]`
+    up: Vec<f32>,
+    /// `[n_rows, ffn_dim]`
+    hidden: Activations,
+    /// What a layer adds to the residual stream: `[n_rows, embedding_dim]`.
+    delta: Vec<f32>,
+    /// Attention scores, for each thread.
+    scores: Vec<Vec<f32>>,
+    /// A rotated key, for each thread.
+    key: Vec<Vec<f32>>,
+    /// Input of the output matrix: as many rows as logits are asked for at once.
+    last: Activations,
+    logits: Vec<f32>,
+}
+
+impl Model {
+    /// Runs the tokens of `batch` through the model and appends them to their caches. Afterwards
+    /// [`Model::logits`] gives the predictions of any of the rows, which are numbered through the
+    /// batch.
+    ///
+    /// # Errors
+    ///
+    /// [`ForwardError`]; then nothing has changed.
+    ///
+    /// # Cost
+    ///
+    /// Reads every weight once per some hundred rows. Allocates only when a batch is larger than
+    /// all before it.
+    pub fn forward(
+        &self,
+        ws: &mut Workspace,
+        batch: &mut [Sequence<'_>],
+    ) -> Result<(), ForwardError> {
+        let n_rows = self.begin(batch)?;
+        let c = &self.config;
+        let (dim, hd) = (c.embedding_dim, c.head_dim);
+        let (isa, pool) = (self.isa, &self.pool);
+        ws.prepare(self, n_rows);
+        self.embed(batch, &mut ws.x);
+        self.rotations(batch, &mut ws.rotations);
+
+        for (layer, w) in self.weights.layers.iter().enumerate() {
+            // Attention: x += O(attend(rope(Q(norm x)), rope(K(norm x)), V(norm x)))
+            self.norm(&ws.x, &w.attention_norm, &mut ws.normed, n_rows);
+            matmul(
+                isa,
+                pool,
+                &ws.normed,
+                [
+                    Product { weights: &w.q, out: &mut ws.q },
+                    Product { weights: &w.k, out: &mut ws.k },
+                    Product { weights: &w.v, out: &mut ws.v },
+                ],
+            );
+            if let Some([q, k, v]) = &w.bias {
+                ws.q.chunks_exact_mut(q.len()).for_each(|row| add_assign(row, q));
+                ws.k.chunks_exact_mut(k.len()).for_each(|row| add_assign(row, k));
+                ws.v.chunks_exact_mut(v.len()).for_each(|row| add_assign(row, v));
+            }
+            self.rotate_queries(ws);
+            self.append_keys(ws, batch, layer);
+            self.attend(ws, batch, layer);
+            ws.mixed.quantize(isa, pool);
+            let out = Product { weights: &w.attention_out, out: &mut ws.delta };
+            matmul(isa, pool, &ws.mixed, [out]);
+            add_assign(&mut ws.x, &ws.delta);
+
+            // Feed-forward: x += Down(silu(Gate(norm x)) * Up(norm x))
+            self.norm(&ws.x, &w.ffn_norm, &mut ws.normed, n_rows);
+            matmul(
+                isa,
+                pool,
+                &ws.normed,
+                [
+                    Product { weights: &w.gate, out: &mut ws.gate },
+                    Product { weights: &w.up, out: &mut ws.up },
+                ],
+            );
+            let (gate, up) = (&ws.gate, &ws.up);
+            pool.for_each_chunk(ws.hidden.resize(n_rows, c.ffn_dim), c.ffn_dim, |row, out| {
+                let at = row * c.ffn_dim..(row + 1) * c.ffn_dim;
+                silu_mul(isa, &gate[at.clone()], &up[at], out);
+            });
+            ws.hidden.quantize(isa, pool);
+            let out = Product { weights: &w.down, out: &mut ws.delta };
+            matmul(isa, pool, &ws.hidden, [out]);
+            add_assign(&mut ws.x, &ws.delta);
+        }
+
+        debug_assert_eq!((ws.x.len(), ws.q.len()), (n_rows * dim, n_rows * c.n_heads * hd));
+        for sequence in batch {
+            sequence.cache.commit();
+        }
+        Ok(())
+    }
+
+    /// The logits of some rows of the last batch: `[rows.len(), vocab_size]`.
+    ///
+    /// # Panics
+    ///
+    /// If the last batch had fewer rows.
+    pub fn logits<'w>(&self, ws: &'w mut Workspace, rows: Range<usize>) -> &'w [f32] {
+        let (n, dim) = (rows.len(), self.config.embedding_dim);
+        let x = &ws.x[rows.start * dim..rows.end * dim];
+        self.norm(x, &self.weights.output_norm, &mut ws.last, n);
+        ws.logits.resize(n * self.config.vocab_size, 0.0);
+        let out = Product { weights: &self.weights.output, out: &mut ws.logits };
+        matmul(self.isa, &self.pool, &ws.last, [out]);
+        &ws.logits
+    }
+
+    /// Checks the whole batch, then plans its rows. Returns how many there are.
+    fn begin(&self, batch: &mut [Sequence<'_>]) -> Result<usize, ForwardError> {
+        let vocab_size = self.config.vocab_size;
+        let tokens = || batch.iter().flat_map(|s| s.tokens.iter());
+        if let Some(&token) = tokens().find(|&&t| t as usize >= vocab_size) {
+            return Err(ForwardError::UnknownToken { token, vocab_size });
+        }
+        let n_rows = tokens().count();
+        for sequence in batch {
+            sequence.cache.begin(sequence.tokens.len())?;
+        }
+        Ok(n_rows)
+    }
+
+    /// Widens the embedding of each token.
+    fn embed(&self, batch: &[Sequence<'_>], x: &mut [f32]) {
+        let info = &self.weights.embedding;
+        let data = self.gguf.tensor_data(info);
+        let row_bytes = info.bytes() / self.config.vocab_size;
+        let tokens = batch.iter().flat_map(|s| s.tokens.iter());
+        for (x, &token) in x.chunks_exact_mut(self.config.embedding_dim).zip(tokens) {
+            let row = &data[token as usize * row_bytes..][..row_bytes];
+            dequantize(self.weights.embedding_type, row, x);
+        }
+    }
+
+    /// Cosines and sines of both positions of each row, shared by all layers.
+    fn rotations(&self, batch: &[Sequence<'_>], rotations: &mut [Vec<Rotation>; 2]) {
+        let [window, cache] = rotations;
+        for (i, row) in batch.iter().flat_map(|s| s.cache.rows()).enumerate() {
+            self.rope.at(row.window_pos.0, &mut window[i]);
+            self.rope.at(row.cache_pos.0, &mut cache[i]);
+        }
+    }
+
+    /// Norm of the rows of `x`, in 8 bits.
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Activations, n_rows: usize) {
+        let dim = self.config.embedding_dim;
+        self.pool.for_each_chunk(out.resize(n_rows, dim), dim, |row, out| {
+            rms_norm(self.isa, &x[row * dim..][..dim], weight, self.config.norm_eps, out);
+        });
+        out.quantize(self.isa, &self.pool);
+    }
+
+    /// Rotates each query twice; the factor of the scores is applied on the way.
+    fn rotate_queries(&self, ws: &mut Workspace) {
+        let (hd, q_dim) = (self.config.head_dim, self.config.q_dim());
+        let scale = 1.0 / (hd as f32).sqrt();
+        let q = &ws.q;
+        for (queries, rotations) in ws.queries.iter_mut().zip(&ws.rotations) {
+            self.pool.for_each_chunk(queries, q_dim, |row, out| {
+                let heads = q[row * q_dim..][..q_dim].chunks_exact(hd);
+                for (out, head) in out.chunks_exact_mut(hd).zip(heads) {
+                    rotations[row].apply(head, scale, out);
+                }
+            });
+        }
+    }
+
+    /// Rotates each key once and stores it with its value.
+    fn append_keys(&self, ws: &mut Workspace, batch: &mut [Sequence<'_>], layer: usize) {
+        let (hd, kv_dim) = (self.config.head_dim, self.config.kv_dim());
+        let mut first = 0;
+        for sequence in batch {
+            let (rows, heads) = sequence.cache.planned(layer);
+            let (k, v, rotations) = (&ws.k, &ws.v, &ws.rotations[0]);
+            self.pool.for_each_chunk_with(heads, 1, &mut ws.key, |key, kv_head, head| {
+                for (i, row) in rows.iter().enumerate() {
+                    let at = (first + i) * kv_dim + kv_head * hd;
+                    rotations[first + i].apply(&k[at..at + hd], 1.0, key);
+                    head[0].write(row.slot, &k[at..at + hd], key, &v[at..at + hd]);
+                }
+            });
+            first += rows.len();
+        }
+    }
+
+    /// Attention of each row over what it sees. A few rows are divided by query head, many by
+    /// KV head, so that a pass over the keys serves all heads that share them.
+    fn attend(&self, ws: &mut Workspace, batch: &mut [Sequence<'_>], layer: usize) {
+        let c = &self.config;
+        let (hd, q_dim, group) = (c.head_dim, c.q_dim(), c.n_heads / c.n_kv_heads);
+        let n_rows = ws.q.len() / q_dim;
+        let many = n_rows * c.n_kv_heads >= 8 * self.pool.n_threads();
+        let heads_per_task = if many { group } else { 1 };
+        let (task_dim, tasks_per_row) = (heads_per_task * hd, c.n_heads / heads_per_task);
+        let queries = &ws.queries;
+        let mut out = ws.mixed.resize(n_rows, q_dim);
+        let mut first = 0;
+        for sequence in batch {
+            let (rows, buffers) = sequence.cache.planned(layer);
+            let (these, rest) = out.split_at_mut(rows.len() * q_dim);
+            let buffers = &*buffers;
+            self.pool.for_each_chunk_with(these, task_dim, &mut ws.scores, |scores, task, out| {
+                let (row, head) = (task / tasks_per_row, task % tasks_per_row * heads_per_task);
+                let at = (first + row) * q_dim + head * hd;
+                let forms = [0, 1].map(|form: usize| &queries[form][at..at + task_dim]);
+                buffers[head / group].attend(self.isa, &rows[row].spans, forms, scores, out);
+            });
+            first += rows.len();
+            out = rest;
+        }
+    }
+}
+
+impl Workspace {
+    /// Rows of the last batch.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.normed.n_rows()
+    }
+
+    /// Sizes the buffers for a batch.
+    fn prepare(&mut self, model: &Model, n_rows: usize) {
+        let c = &model.config;
+        self.x.resize(n_rows * c.embedding_dim, 0.0);
+        self.delta.resize(n_rows * c.embedding_dim, 0.0);
+        self.q.resize(n_rows * c.q_dim(), 0.0);
+        self.k.resize(n_rows * c.kv_dim(), 0.0);
+        self.v.resize(n_rows * c.kv_dim(), 0.0);
+        self.gate.resize(n_rows * c.ffn_dim, 0.0);
+        self.up.resize(n_rows * c.ffn_dim, 0.0);
+        for form in 0..2 {
+            self.queries[form].resize(n_rows * c.q_dim(), 0.0);
+            if self.rotations[form].len() < n_rows {
+                self.rotations[form].resize_with(n_rows, Rotation::default);
+            }
+        }
+        let n_threads = model.pool.n_threads();
+        self.scores.resize_with(n_threads, Vec::new);
+        self.key.resize(n_threads, vec![0.0; c.head_dim]);
+    }
+}

@@ -1,0 +1,161 @@
+//! A model ready to run: weights, tokenizer, template, and the threads that compute.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use everstream_kernels::{Isa, Pool, Rope};
+use everstream_kv_cache::{CacheConfig, EvictionPolicy, KvType, RawKeys};
+
+use crate::config::ModelConfig;
+use crate::error::LoadError;
+use crate::gguf::GgufFile;
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+
+/// What the matrix products compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// The weights as they are stored; inputs of quantized weights in 8 bits.
+    #[default]
+    Quantized,
+    /// Weights widened to f32 when the model is loaded, inputs in f32: slow and large, to measure
+    /// what 8-bit inputs cost, and to compare with a reference.
+    F32,
+}
+
+/// How a model computes.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelOptions {
+    /// Threads, the caller's included.
+    pub n_threads: NonZeroUsize,
+    /// The instruction set.
+    pub isa: Isa,
+    /// The arithmetic.
+    pub arithmetic: Arithmetic,
+}
+
+impl Default for ModelOptions {
+    /// All cores that the process may use, and the widest instruction set.
+    fn default() -> Self {
+        let n_threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self { n_threads, isa: Isa::detect(), arithmetic: Arithmetic::default() }
+    }
+}
+
+/// An open-weight language model; shared by all streams that run on it.
+#[derive(Debug)]
+pub struct Model {
+    pub(crate) config: ModelConfig,
+    pub(crate) gguf: GgufFile,
+    pub(crate) weights: Weights,
+    pub(crate) rope: Rope,
+    pub(crate) isa: Isa,
+    pub(crate) pool: Pool,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    missing_bytes: Vec<u8>,
+}
+
+impl Model {
+    /// Opens a GGUF file and packs its weights for the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`], which names the file and what is wrong with it.
+    ///
+    /// # Cost
+    ///
+    /// Reads the whole file once and holds a copy of the weights; the token embedding stays mapped.
+    pub fn open(path: &Path, options: ModelOptions) -> Result<Self, LoadError> {
+        Self::from_gguf(GgufFile::open(path)?, options)
+    }
+
+    /// As [`Model::open`], from a parsed file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::open`].
+    pub fn from_gguf(gguf: GgufFile, options: ModelOptions) -> Result<Self, LoadError> {
+        let config = ModelConfig::from_gguf(&gguf)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let pool = Pool::new(options.n_threads);
+        let weights = Weights::load(&gguf, &config, &pool, options.arithmetic)?;
+        let rope = Rope::new(config.rope_base, config.rope_dim);
+        let isa = options.isa;
+        let missing_bytes = tokenizer.missing_bytes();
+        Ok(Self { config, gguf, weights, rope, isa, pool, tokenizer, template, missing_bytes })
+    }
+
+    /// Shape and constants.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn gguf(&self) -> &GgufFile {
+        &self.gguf
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Bytes that no token stands for; text with one of them cannot be read without loss.
+    #[must_use]
+    pub fn missing_bytes(&self) -> &[u8] {
+        &self.missing_bytes
+    }
+
+    /// The chat template.
+    #[must_use]
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        self.pool.n_threads()
+    }
+
+    /// Bytes of weights that decoding one token reads.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.weights.layers.iter().flat_map(|l| l.matrices());
+        layers.map(|m| m.bytes()).sum::<usize>() + self.weights.output.bytes()
+    }
+
+    /// The configuration of a cache for this model.
+    #[must_use]
+    pub fn cache_config(
+        &self,
+        policy: Arc<dyn EvictionPolicy>,
+        recall_tokens: usize,
+        chunk_tokens: usize,
+    ) -> CacheConfig {
+        CacheConfig {
+            n_layers: self.config.n_layers,
+            n_kv_heads: self.config.n_kv_heads,
+            head_dim: self.config.head_dim,
+            rope: self.rope.clone(),
+            policy,
+            recall_tokens,
+            chunk_tokens,
+            kv_type: KvType::default(),
+            raw_keys: if recall_tokens > 0 { RawKeys::Keep } else { RawKeys::Drop },
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The weights of a model, repacked for the kernels.
+//!
+//! Loading checks every tensor's name, type and shape against the configuration before anything is
+//! packed. Queries and keys of `llama` files are stored with neighbouring rotary pairs; their rows
+//! are put back into halves here, so that one convention holds from here on.
+
+use everstream_kernels::{PackedMatrix, Pool, WeightType, dequantize};
+
+use crate::config::{ModelConfig, RopePairs};
+use crate::error::LoadError;
+use crate::gguf::{GgmlType, GgufFile, TensorInfo};
+use crate::model::Arithmetic;
+
+/// All weights but the token embedding, whose rows are read from the mapped file.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) embedding: TensorInfo,
+    pub(crate) embedding_type: WeightType,
+    pub(crate) layers: Vec<LayerWeights>,
+    /// `[embedding_dim]`
+    pub(crate) output_norm: Vec<f32>,
+    /// `[vocab_size, embedding_dim]`
+    pub(crate) output: PackedMatrix,
+}
+
+/// One transformer layer.
+#[derive(Debug)]
+pub(crate) struct LayerWeights {
+    /// `[embedding_dim]`
+    pub(crate) attention_norm: Vec<f32>,
+    /// `[n_heads * head_dim, embedding_dim]`
+    pub(crate) q: PackedMatrix,
+    /// `[n_kv_heads * head_dim, embedding_dim]`
+    pub(crate) k: PackedMatrix,
+    /// `[n_kv_heads * head_dim, embedding_dim]`
+    pub(crate) v: PackedMatrix,
+    /// Biases of q, k and v.
+    pub(crate) bias: Option<[Vec<f32>; 3]>,
+    /// `[embedding_dim, n_heads * head_dim]`
+    pub(crate) attention_out: PackedMatrix,
+    /// `[embedding_dim]`
+    pub(crate) ffn_norm: Vec<f32>,
+    /// `[ffn_dim, embedding_dim]`
+    pub(crate) gate: PackedMatrix,
+    /// `[ffn_dim, embedding_dim]`
+    pub(crate) up: PackedMatrix,
+    /// `[embedding_dim, ffn_dim]`
+    pub(crate) down: PackedMatrix,
+}
+
+impl LayerWeights {
+    /// Its matrices.
+    pub(crate) fn matrices(&self) -> [&PackedMatrix; 7] {
+        [&self.q, &self.k, &self.v, &self.attention_out, &self.gate, &self.up, &self.down]
+    }
+}
+
+/// The kernels' name for a type, if they compute with it.
+pub(crate) fn weight_type(ty: GgmlType) -> Option<WeightType> {
+    match ty {
+        GgmlType::F32 => Some(WeightType::F32),
+        GgmlType::F16 => Some(WeightType::F16),
+        GgmlType::Q4_1 => Some(WeightType::Q4_1),
+        GgmlType::Q5_0 => Some(WeightType::Q5_0),
+        GgmlType::Q8_0 => Some(WeightType::Q8_0),
+        GgmlType::Q4_K => Some(WeightType::Q4K),
+        GgmlType::Q6_K => Some(WeightType::Q6K),
+        _ => None,
+    }
+}
+
+impl Weights {
+    /// Packs all weights of a file.
+    pub(crate) fn load(
+        gguf: &GgufFile,
+        config: &ModelConfig,
+        pool: &Pool,
+        arithmetic: Arithmetic,
+    ) -> Result<Self, LoadError> {
+        gguf.require_supported_tensors()?;
+        check_dimensions(gguf, config)?;
+        let source = Source { gguf, config, pool, arithmetic };
+        let (dim, vocab) = (config.embedding_dim, config.vocab_size);
+        let embedding = source.tensor("token_embd.weight", &[dim, vocab])?;
+        let output = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
+        Ok(Self {
+            embedding: embedding.clone(),
+            embedding_type: source.weight_type(embedding)?,
+            layers: (0..config.n_layers).map(|l| source.layer(l)).collect::<Result<_, _>>()?,
+            output_norm: source.vector("output_norm.weight", dim, RopePairs::Halves)?,
+            output: source.matrix(output, dim, vocab, RopePairs::Halves)?,
+        })
+    }
+}
+
+/// What the kernels need beyond a consistent configuration.
+fn check_dimensions(gguf: &GgufFile, config: &ModelConfig) -> Result<(), LoadError> {
+    let refuse = |feature, detail| {
+        let path = gguf.path().to_owned();
+        Err(LoadError::UnsupportedFeature { path, feature, detail })
+    };
+    for (what, size) in [
+        ("head", config.head_dim),
+        ("embedding", config.embedding_dim),
+        ("feed-forward layer", config.ffn_dim),
+    ] {
+        if !size.is_multiple_of(16) {
+            return refuse("a size that is no multiple of 16", format!("{what} of {size}"));
+        }
+    }
+    let partial = config.rope_dim != config.head_dim;
+    if partial && config.architecture.rope_pairs() == RopePairs::Adjacent {
+        let detail = format!("{} of {} components", config.rope_dim, config.head_dim);
+        return refuse("a partial rotary embedding of this architecture", detail);
+    }
+    Ok(())
+}
+
+/// A file with what is needed to read weights from it.
+struct Source<'a> {
+    gguf: &'a GgufFile,
+    config: &'a ModelConfig,
+    pool: &'a Pool,
+    arithmetic: Arithmetic,
+}
+
+impl<'a> Source<'a> {
+    fn layer(&self, layer: usize) -> Result<LayerWeights, LoadError> {
+        let c = self.config;
+        let (dim, q_dim, kv_dim) = (c.embedding_dim, c.q_dim(), c.kv_dim());
+        let pairs = c.architecture.rope_pairs();
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let matrix = |part: &str, cols, rows, pairs| {
+            self.matrix(&name(&format!("{part}.weight")), cols, rows, pairs)
+        };
+        let bias = |part: &str, len, pairs| self.vector(&name(&format!("{part}.bias")), len, pairs);
+        let plain = RopePairs::Halves;
+        Ok(LayerWeights {
+            attention_norm: self.vector(&name("attn_norm.weight"), dim, plain)?,
+            q: matrix("attn_q", dim, q_dim, pairs)?,
+            k: matrix("attn_k", dim, kv_dim, pairs)?,
+            v: matrix("attn_v", dim, kv_dim, plain)?,
+            bias: if c.has_qkv_bias {
+                Some([
+                    bias("attn_q", q_dim, pairs)?,
+                    bias("attn_k", kv_dim, pairs)?,
+                    bias("attn_v", kv_dim, plain)?,
+                ])
+            } else {
+                None
+            },
+            attention_out: matrix("attn_output", q_dim, dim, plain)?,
+            ffn_norm: self.vector(&name("ffn_norm.weight"), dim, plain)?,
+            gate: matrix("ffn_gate", dim, c.ffn_dim, plain)?,
+            up: matrix("ffn_up", dim, c.ffn_dim, plain)?,
+            down: matrix("ffn_down", c.ffn_dim, dim, plain)?,
+        })
+    }
+
+    /// A tensor of the expected dimensions, contiguous one first.
+    fn tensor(&self, name: &str, expected: &[usize]) -> Result<&'a TensorInfo, LoadError> {
+        let info = self.gguf.tensor(name)?;
+        if info.dims() != expected {
+            return Err(LoadError::TensorShape {
+                path: self.gguf.path().to_owned(),
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+                found: info.dims().to_vec(),
+            });
+        }
+        Ok(info)
+    }
+
+    fn weight_type(&self, info: &TensorInfo) -> Result<WeightType, LoadError> {
+        weight_type(info.ty()).ok_or_else(|| LoadError::UnsupportedTensorType {
+            path: self.gguf.path().to_owned(),
+            tensor: info.name().to_owned(),
+            ty: info.ty(),
+            supported: GgmlType::SUPPORTED,
+        })
+    }
+
+    fn matrix(
+        &self,
+        name: &str,
+        cols: usize,
+        rows: usize,
+        pairs: RopePairs,
+    ) -> Result<PackedMatrix, LoadError> {
+        let info = self.tensor(name, &[cols, rows])?;
+        let ty = self.weight_type(info)?;
+        let data = self.gguf.tensor_data(info);
+        let row_bytes = info.bytes() / rows;
+        let row = |i: usize| &data[self.file_row(i, pairs) * row_bytes..][..row_bytes];
+        Ok(match self.arithmetic {
+            Arithmetic::Quantized => PackedMatrix::pack(ty, rows, cols, self.pool, row),
+            Arithmetic::F32 => {
+                let mut wide = vec![0.0; rows * cols];
+                self.pool.for_each_chunk(&mut wide, cols, |i, out| dequantize(ty, row(i), out));
+                let wide: Vec<u8> = wide.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let row = |i: usize| &wide[i * cols * 4..][..cols * 4];
+                PackedMatrix::pack(WeightType::F32, rows, cols, self.pool, row)
+            }
+        })
+    }
+
+    fn vector(&self, name: &str, len: usize, pairs: RopePairs) -> Result<Vec<f32>, LoadError> {
+        let info = self.tensor(name, &[len])?;
+        let mut stored = vec![0.0; len];
+        dequantize(self.weight_type(info)?, self.gguf.tensor_data(info), &mut stored);
+        Ok((0..len).map(|i| stored[self.file_row(i, pairs)]).collect())
+    }
+
+    /// Where the file has row `i` of a matrix whose output is rotated in halves.
+    fn file_row(&self, i: usize, pairs: RopePairs) -> usize {
+        match pairs {
+            RopePairs::Halves => i,
+            RopePairs::Adjacent => {
+                let dim = self.config.head_dim;
+                let (head, within) = (i / dim, i % dim);
+                head * dim + 2 * (within % (dim / 2)) + within / (dim / 2)
+            }
+        }
+    }
+}

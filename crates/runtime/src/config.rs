@@ -1,0 +1,193 @@
+//! What a session is made with, checked once.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
+use everstream_memory::{BlockSizes, Gate, RecallOrder};
+
+use crate::SessionError;
+
+/// What a stream keeps of its past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// Everything, up to a limit: full attention.
+    Dense,
+    /// The most recent tokens only; breaks once the first tokens leave.
+    Window,
+    /// The most recent tokens, computed anew for every token: exact, and slow.
+    Recompute,
+    /// Attention sinks and the most recent tokens: StreamingLLM.
+    Sink,
+    /// Sinks, the most recent tokens, and a memory of all that left.
+    Remember,
+}
+
+impl Policy {
+    /// All policies, in the order of tables.
+    pub const ALL: [Self; 5] =
+        [Self::Dense, Self::Window, Self::Recompute, Self::Sink, Self::Remember];
+
+    /// The name on the command line and in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Window => "window",
+            Self::Recompute => "recompute",
+            Self::Sink => "sink",
+            Self::Remember => "remember",
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Policy {
+    type Err = SessionError;
+
+    fn from_str(name: &str) -> Result<Self, SessionError> {
+        let found = Self::ALL.into_iter().find(|p| p.name() == name);
+        found.ok_or_else(|| SessionError::UnknownPolicy { name: name.to_owned() })
+    }
+}
+
+/// Capacities and settings of a [`Session`](crate::Session).
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// Its name, part of the ids of its blocks.
+    pub name: String,
+    /// What it keeps.
+    pub policy: Policy,
+    /// Tokens kept from the start of the stream. Not used by `window` and `recompute`.
+    pub n_sink: usize,
+    /// Past tokens that a query sees besides the sinks.
+    pub window_tokens: usize,
+    /// Capacity for recalled tokens, of `remember`.
+    pub context_tokens: usize,
+    /// Longest prefill chunk.
+    pub chunk_tokens: usize,
+    /// Where a `dense` stream ends.
+    pub max_tokens: usize,
+    /// Storage type of keys and values.
+    pub kv_type: KvType,
+    /// How `remember` recalls.
+    pub recall: RecallConfig,
+}
+
+/// How a session recalls.
+#[derive(Clone, Debug)]
+pub struct RecallConfig {
+    /// Where recalled tokens stand.
+    pub place: Place,
+    /// In which order.
+    pub order: RecallOrder,
+    /// Blocks at most.
+    pub max_blocks: usize,
+    /// What is relevant enough.
+    pub gate: Gate,
+    /// Tokens per block.
+    pub sizes: BlockSizes,
+}
+
+impl Default for RecallConfig {
+    fn default() -> Self {
+        Self {
+            place: Place::Near,
+            order: RecallOrder::BestLast,
+            max_blocks: 4,
+            gate: Gate::default(),
+            sizes: BlockSizes::default(),
+        }
+    }
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self {
+            name: "main".to_owned(),
+            policy: Policy::Remember,
+            n_sink: 4,
+            window_tokens: 512,
+            context_tokens: 300,
+            chunk_tokens: 256,
+            max_tokens: 8192,
+            kv_type: KvType::default(),
+            recall: RecallConfig::default(),
+        }
+    }
+}
+
+impl SessionConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Setting`] naming the first that cannot be.
+    pub fn check(&self) -> Result<(), SessionError> {
+        let setting = |what, value, rule| Err(SessionError::Setting { what, value, rule });
+        if self.window_tokens == 0 && self.policy != Policy::Dense {
+            return setting("the window", 0, "at least 1 token: try --window 512".to_owned());
+        }
+        if self.chunk_tokens == 0 {
+            return setting("a prefill chunk", 0, "at least 1 token: try --chunk 256".to_owned());
+        }
+        if self.policy == Policy::Dense && self.n_sink > self.max_tokens {
+            let rule = format!("at most the {} tokens of the cache", self.max_tokens);
+            return setting("the number of sinks", self.n_sink, rule);
+        }
+        let longest = self.recall.sizes.max();
+        if self.policy == Policy::Remember && self.window_tokens < longest {
+            let rule = format!("at least {longest} tokens with policy remember, a whole block");
+            return setting("the window", self.window_tokens, rule);
+        }
+        if self.policy == Policy::Remember && self.context_tokens < self.recall.sizes.min() {
+            let rule = format!("at least {} tokens, a block", self.recall.sizes.min());
+            return setting("the recalled context", self.context_tokens, rule);
+        }
+        Ok(())
+    }
+
+    /// Past tokens that a query may see: what policies are compared at.
+    #[must_use]
+    pub fn budget_tokens(&self) -> usize {
+        match self.policy {
+            Policy::Dense => self.max_tokens,
+            Policy::Window | Policy::Recompute => self.window_tokens,
+            Policy::Sink => self.n_sink + self.window_tokens,
+            Policy::Remember => self.n_sink + self.context_tokens + self.window_tokens,
+        }
+    }
+
+    /// The eviction policy of the cache.
+    pub(crate) fn eviction(&self) -> Arc<dyn EvictionPolicy> {
+        let window_tokens = self.window_tokens;
+        match self.policy {
+            Policy::Dense => Arc::new(NeverEvict { n_sink: 0, max_tokens: self.max_tokens }),
+            // The window is computed anew for each token, the token itself included.
+            Policy::Recompute => Arc::new(NeverEvict { n_sink: 0, max_tokens: window_tokens + 1 }),
+            Policy::Window => Arc::new(SinkWindow { n_sink: 0, window_tokens }),
+            Policy::Sink | Policy::Remember => {
+                Arc::new(SinkWindow { n_sink: self.n_sink, window_tokens })
+            }
+        }
+    }
+
+    /// Tokens at the start of the stream that never leave.
+    pub(crate) fn pinned(&self) -> usize {
+        match self.policy {
+            Policy::Dense | Policy::Window | Policy::Recompute => 0,
+            Policy::Sink | Policy::Remember => self.n_sink,
+        }
+    }
+
+    /// Capacity of the recalled section.
+    pub(crate) fn recall_capacity(&self) -> usize {
+        if self.policy == Policy::Remember { self.context_tokens } else { 0 }
+    }
+}

@@ -1,0 +1,214 @@
+//! Continues a stream, token by token.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use everstream_memory::Role;
+use everstream_model::TextStream;
+
+use crate::{Origin, Sampler, SamplerConfig, Session, SessionError};
+
+/// When to stop, and how to choose.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// Tokens at most.
+    pub max_tokens: usize,
+    /// How to choose tokens.
+    pub sampler: SamplerConfig,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { max_tokens: 256, sampler: SamplerConfig::default(), stop: Vec::new() }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model ended it.
+    EndOfTurn,
+    /// A stop text appeared.
+    StopText,
+    /// It reached its length.
+    MaxTokens,
+    /// The receiver stopped it.
+    Interrupted,
+}
+
+impl StopReason {
+    /// The name in JSON output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndOfTurn => "end_of_turn",
+            Self::StopText => "stop_text",
+            Self::MaxTokens => "max_tokens",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, without the one that ended it.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Time of all decode steps.
+    pub elapsed: Duration,
+}
+
+impl Session {
+    /// Generates until the model, a stop text, the length or `receive` ends it. `receive` gets the
+    /// text piece by piece; what could become a stop text is held back.
+    ///
+    /// All tokens but one that ends the turn become part of the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; what was generated before stays in the stream.
+    pub fn generate(
+        &mut self,
+        options: &GenerateOptions,
+        receive: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, SessionError> {
+        if self.logits().is_empty() {
+            return Err(SessionError::EmptyStream);
+        }
+        let start = Instant::now();
+        let mut sampler = Sampler::new(options.sampler)?;
+        let (mut tokens, mut stream) = (Vec::new(), TextStream::new());
+        let mut text = StoppableText::new(&options.stop);
+        let stop = loop {
+            if tokens.len() >= options.max_tokens {
+                break StopReason::MaxTokens;
+            }
+            let token = sampler.sample(self.logits(), &tokens);
+            if self.model().tokenizer().eos_ids().contains(&token) {
+                break StopReason::EndOfTurn;
+            }
+            tokens.push(token);
+            self.append(&[token], Origin::turn(Role::Assistant))?;
+            let piece = stream.push(self.model().tokenizer().token_bytes(token));
+            if text.push(&piece, receive).is_break() {
+                break if text.is_stopped { StopReason::StopText } else { StopReason::Interrupted };
+            }
+        };
+        if stop != StopReason::Interrupted {
+            text.finish(&stream.finish(), receive);
+        }
+        Ok(Generated { text: text.shown, tokens, stop, elapsed: start.elapsed() })
+    }
+
+    /// Answers the turn that was read last and closes the answer, so that the next may follow.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::generate`].
+    pub fn answer(
+        &mut self,
+        options: &GenerateOptions,
+        receive: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, SessionError> {
+        let generated = self.generate(options, receive)?;
+        let closing = self.model().template().after_answer()?;
+        let special = everstream_model::SpecialTokens::Parse;
+        let tokens = self.model().tokenizer().encode(&closing, special);
+        self.append(&tokens, Origin::turn(Role::Assistant))?;
+        self.end_turn()?;
+        Ok(generated)
+    }
+}
+
+/// Text that ends where a stop text begins.
+struct StoppableText<'a> {
+    stop: &'a [String],
+    shown: String,
+    /// The end of the text, as long as it could still become a stop text.
+    held: String,
+    is_stopped: bool,
+}
+
+impl<'a> StoppableText<'a> {
+    fn new(stop: &'a [String]) -> Self {
+        Self { stop, shown: String::new(), held: String::new(), is_stopped: false }
+    }
+
+    fn push(
+        &mut self,
+        piece: &str,
+        receive: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.held.push_str(piece);
+        let stops = self.stop.iter().filter(|s| !s.is_empty());
+        if let Some(at) = stops.clone().filter_map(|s| self.held.find(s.as_str())).min() {
+            self.is_stopped = true;
+            self.held.truncate(at);
+            let _ = self.release(at, receive);
+            return ControlFlow::Break(());
+        }
+        let begins = |i: usize| stops.clone().any(|s| s.starts_with(&self.held[i..]));
+        let keep_from = self.held.char_indices().map(|(i, _)| i).find(|&i| begins(i));
+        self.release(keep_from.unwrap_or(self.held.len()), receive)
+    }
+
+    fn finish(&mut self, rest: &str, receive: &mut dyn FnMut(&str) -> ControlFlow<()>) {
+        if !self.is_stopped {
+            self.held.push_str(rest);
+            // Nothing follows, so the receiver's wish to stop has no effect.
+            let _ = self.release(self.held.len(), receive);
+        }
+    }
+
+    fn release(
+        &mut self,
+        n_bytes: usize,
+        receive: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let text: String = self.held.drain(..n_bytes).collect();
+        if text.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        self.shown.push_str(&text);
+        receive(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(stop: &[&str], pieces: &[&str]) -> (String, bool) {
+        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
+        let mut text = StoppableText::new(&stop);
+        let mut received = String::new();
+        let mut receive = |s: &str| {
+            received.push_str(s);
+            ControlFlow::Continue(())
+        };
+        for piece in pieces {
+            if text.push(piece, &mut receive).is_break() {
+                break;
+            }
+        }
+        text.finish("", &mut receive);
+        assert_eq!(received, text.shown);
+        (text.shown, text.is_stopped)
+    }
+
+    #[test]
+    fn a_stop_text_over_several_pieces_is_never_shown() {
+        assert_eq!(run(&["END"], &["a E", "N", "D b"]), ("a ".into(), true));
+        assert_eq!(run(&["END"], &["a E", "N", "x"]), ("a ENx".into(), false));
+        assert_eq!(run(&["END"], &["a EN"]), ("a EN".into(), false));
+        assert_eq!(run(&["\n\n", "Q:"], &["one\n", "Q", ":"]), ("one\n".into(), true));
+        assert_eq!(run(&[""], &["all"]), ("all".into(), false));
+        assert_eq!(run(&["é!"], &["é", "é", "!"]), ("é".into(), true));
+    }
+}

@@ -1,0 +1,178 @@
+//! Cuts what a stream reads into blocks and hands them to the memory, with the keys and values
+//! that the cache holds for them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use everstream_kv_cache::{KvCache, KvSource, TokenPos};
+use everstream_memory::{
+    BlockCutter, BlockKv, KvBuffer, KvShape, KvType, Memory, NewBlock, RecalledBlock, Role, Source,
+};
+use everstream_model::Tokenizer;
+
+use crate::SessionError;
+
+/// Where tokens come from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Who wrote them.
+    pub role: Role,
+    /// The file and the line of the next token, if they were read from one.
+    pub source: Option<Source>,
+}
+
+impl Origin {
+    /// Tokens of a turn.
+    #[must_use]
+    pub fn turn(role: Role) -> Self {
+        Self { role, source: None }
+    }
+
+    /// Tokens of a file, from its first line.
+    #[must_use]
+    pub fn file(name: &str) -> Self {
+        let source = Source { file: Arc::from(name), line: 1 };
+        Self { role: Role::Document, source: Some(source) }
+    }
+}
+
+/// A token of the open block.
+#[derive(Clone, Debug)]
+struct OpenToken {
+    id: u32,
+    origin: Origin,
+}
+
+/// The memory of a stream, and the block that is being written.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    pub(crate) memory: Memory,
+    cutter: BlockCutter,
+    open: Vec<OpenToken>,
+    /// Position of the first open token.
+    first: TokenPos,
+    shape: KvShape,
+    kv_type: KvType,
+    /// Time spent on copying, embedding and indexing.
+    pub(crate) elapsed: Duration,
+}
+
+impl Recorder {
+    pub(crate) fn new(memory: Memory, first: TokenPos, shape: KvShape, kv_type: KvType) -> Self {
+        let cutter = memory.cutter();
+        Self { memory, cutter, open: Vec::new(), first, shape, kv_type, elapsed: Duration::ZERO }
+    }
+
+    /// Reads tokens that the cache has just taken; `origin` moves on past them.
+    pub(crate) fn read(
+        &mut self,
+        tokens: &[u32],
+        tokenizer: &Tokenizer,
+        origin: &mut Origin,
+        cache: &KvCache,
+    ) -> Result<(), SessionError> {
+        let mut completed = Vec::new();
+        for &id in tokens {
+            let bytes = tokenizer.token_bytes(id);
+            self.open.push(OpenToken { id, origin: origin.clone() });
+            self.cutter.push(bytes, &mut completed);
+            if let Some(source) = &mut origin.source {
+                source.line += bytes.iter().filter(|&&b| b == b'\n').count() as u64;
+            }
+        }
+        self.remember(&completed, tokenizer, cache)
+    }
+
+    /// Ends a turn: a block does not run on into the next one if it is long enough.
+    pub(crate) fn end_turn(
+        &mut self,
+        tokenizer: &Tokenizer,
+        cache: &KvCache,
+    ) -> Result<(), SessionError> {
+        let mut completed = Vec::new();
+        self.cutter.end_turn(&mut completed);
+        self.remember(&completed, tokenizer, cache)
+    }
+
+    /// A copy for a branch of the stream; blocks are shared.
+    pub(crate) fn branch(&self) -> Result<Self, SessionError> {
+        Ok(Self {
+            memory: self.memory.branch()?,
+            cutter: self.cutter.clone(),
+            open: self.open.clone(),
+            first: self.first,
+            shape: self.shape,
+            kv_type: self.kv_type,
+            elapsed: self.elapsed,
+        })
+    }
+
+    fn remember(
+        &mut self,
+        completed: &[usize],
+        tokenizer: &Tokenizer,
+        cache: &KvCache,
+    ) -> Result<(), SessionError> {
+        let start = Instant::now();
+        for &len in completed {
+            let range = self.first..self.first.after(len);
+            let tokens: Vec<u32> = self.open[..len].iter().map(|t| t.id).collect();
+            let text = String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned();
+            let block = NewBlock {
+                kv: read_kv(cache, &range, self.shape, self.kv_type)?,
+                role: most_common_role(&self.open[..len]),
+                source: self.open[0].origin.source.clone(),
+                written_at: SystemTime::now(),
+                range: range.clone(),
+                tokens,
+                text,
+            };
+            self.memory.remember(block)?;
+            self.open.drain(..len);
+            self.first = range.end;
+        }
+        self.elapsed += start.elapsed();
+        Ok(())
+    }
+}
+
+/// Copies un-rotated keys and values out of the cache.
+fn read_kv(
+    cache: &KvCache,
+    range: &Range<TokenPos>,
+    shape: KvShape,
+    kv_type: KvType,
+) -> Result<BlockKv, SessionError> {
+    let n_tokens = range.end.since(range.start);
+    let per_head = n_tokens * shape.head_dim;
+    let mut keys = vec![0.0; shape.n_layers * shape.n_kv_heads * per_head];
+    let mut values = keys.clone();
+    let parts = keys.chunks_exact_mut(per_head).zip(values.chunks_exact_mut(per_head));
+    for (i, (keys, values)) in parts.enumerate() {
+        cache.read_raw(range, i / shape.n_kv_heads, i % shape.n_kv_heads, keys, values)?;
+    }
+    let (keys, values) = (KvBuffer::from_f32(&keys, kv_type), KvBuffer::from_f32(&values, kv_type));
+    Ok(BlockKv::new(shape, n_tokens, keys, values).map_err(everstream_memory::MemoryError::from)?)
+}
+
+fn most_common_role(tokens: &[OpenToken]) -> Role {
+    let roles = [Role::System, Role::User, Role::Assistant, Role::Document];
+    let count = |role: &Role| tokens.iter().filter(|t| t.origin.role == *role).count();
+    roles.into_iter().max_by_key(count).unwrap_or(Role::Document)
+}
+
+/// A recalled part of a block, as the cache takes it.
+pub(crate) struct Rows<'a>(pub(crate) &'a RecalledBlock);
+
+impl KvSource for Rows<'_> {
+    fn n_tokens(&self) -> usize {
+        self.0.n_tokens()
+    }
+
+    fn read(&self, layer: usize, kv_head: usize, keys: &mut [f32], values: &mut [f32]) {
+        let (kv, rows) = (self.0.block.kv(), self.0.rows());
+        kv.keys(layer, kv_head, rows.clone()).copy_to(keys);
+        kv.values(layer, kv_head, rows).copy_to(values);
+    }
+}

@@ -1,0 +1,479 @@
+//! One endless stream: read, evict, remember, recall, continue.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use everstream_kv_cache::{KvCache, KvSource, Sections, TokenPos};
+use everstream_memory::{
+    Distance, Embedder, ExactIndex, KvShape, KvType, Memory, MemoryConfig, MemoryError, RamStore,
+    Recall, RecallRequest, Role,
+};
+use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
+
+use crate::recorder::{Recorder, Rows};
+use crate::{Origin, Policy, SessionConfig, SessionError};
+
+/// Tokens of a query when a turn has no words of its own.
+const QUERY_TOKENS: usize = 64;
+/// Rows whose logits are computed at once when every token is scored.
+const SCORED_ROWS: usize = 32;
+
+/// Sees the logits after a token: its position, and the prediction of the next one.
+pub type Observer<'a> = dyn FnMut(TokenPos, &[f32]) + 'a;
+
+/// A stream with its cache and its memory.
+#[derive(Debug)]
+pub struct Session {
+    model: Arc<Model>,
+    config: SessionConfig,
+    cache: KvCache,
+    recorder: Option<Recorder>,
+    workspace: Workspace,
+    /// The newest tokens: what `recompute` computes again, and what a blank turn asks for.
+    recent: Vec<u32>,
+    /// Prediction of the token after the newest one; empty at the start.
+    logits: Vec<f32>,
+    n_tokens: u64,
+    /// Why the last turn recalled what it did.
+    last_recall: Option<Recall>,
+    timings: Timings,
+}
+
+/// Where a session's time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// In the forward pass.
+    pub forward: Duration,
+    /// Copying, embedding and indexing blocks.
+    pub remember: Duration,
+    /// Searching, and putting keys and values back.
+    pub recall: Duration,
+}
+
+impl Session {
+    /// An empty stream. `embedder` is what `remember` finds text with; other policies ignore it.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] for settings out of range, or `remember` without an embedder.
+    pub fn new(
+        model: Arc<Model>,
+        embedder: Option<Arc<dyn Embedder>>,
+        config: SessionConfig,
+    ) -> Result<Self, SessionError> {
+        config.check()?;
+        let recall_tokens = config.recall_capacity();
+        let mut cache_config =
+            model.cache_config(config.eviction(), recall_tokens, config.chunk_tokens);
+        cache_config.kv_type = config.kv_type;
+        let cache = KvCache::new(&cache_config)?;
+        let recorder = match (config.policy, embedder) {
+            (Policy::Remember, None) => return Err(SessionError::NoEmbedder),
+            (Policy::Remember, Some(embedder)) => Some(recorder(&model, embedder, &config)?),
+            _ => None,
+        };
+        Ok(Self {
+            model,
+            config,
+            cache,
+            recorder,
+            workspace: Workspace::default(),
+            recent: Vec::new(),
+            logits: Vec::new(),
+            n_tokens: 0,
+            last_recall: None,
+            timings: Timings::default(),
+        })
+    }
+
+    /// A stream that begins with the model's system turn, pinned: all its tokens are sinks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::new`], and if the template refuses a system turn.
+    pub fn with_system(
+        model: Arc<Model>,
+        embedder: Option<Arc<dyn Embedder>>,
+        mut config: SessionConfig,
+        system: Option<&str>,
+    ) -> Result<Self, SessionError> {
+        let prefix = model.template().system_prefix(system)?;
+        let tokens = encode_turn(&model, &prefix)?;
+        config.n_sink = config.n_sink.max(tokens.len());
+        let mut session = Self::new(model, embedder, config)?;
+        session.append(&tokens, Origin::turn(Role::System))?;
+        Ok(session)
+    }
+
+    /// Reads text as it is, without template: a document, a log. `progress` hears how many tokens
+    /// of the text have been read, and of how many; it may stop the reading.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; what was read before it stays read.
+    pub fn ingest(
+        &mut self,
+        text: &str,
+        origin: Origin,
+        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
+    ) -> Result<usize, SessionError> {
+        let tokens = self.encode(text)?;
+        let mut origin = origin;
+        let mut n_read = 0;
+        while n_read < tokens.len() {
+            let n = self.next_chunk(tokens.len() - n_read);
+            self.read_chunk(&tokens[n_read..n_read + n], &mut origin, None)?;
+            n_read += n;
+            if progress(self, n_read, tokens.len()).is_break() {
+                break;
+            }
+        }
+        self.end_turn()?;
+        self.predict();
+        Ok(n_read)
+    }
+
+    /// Begins a user's turn: recalls what is relevant to it, then reads it. The model is to answer
+    /// next.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub fn turn(&mut self, text: &str) -> Result<&Recall, SessionError> {
+        let turn = self.model.template().user_turn(text)?;
+        let tokens = encode_turn(&self.model, &turn)?;
+        self.recall(text)?;
+        self.append(&tokens, Origin::turn(Role::User))?;
+        Ok(self.last_recall.get_or_insert_default())
+    }
+
+    /// Ends the last recall and puts into the cache what is relevant to `query`; a blank query
+    /// stands for the newest tokens. Only `remember` recalls anything.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; then nothing is recalled.
+    pub fn recall(&mut self, query: &str) -> Result<&Recall, SessionError> {
+        let start = Instant::now();
+        self.cache.end_recall();
+        let query = if query.trim().is_empty() { self.newest_text() } else { query.to_owned() };
+        let mut recall = Recall::default();
+        if let Some(recorder) = &mut self.recorder {
+            let request = RecallRequest {
+                max_tokens: self.config.context_tokens,
+                max_blocks: self.config.recall.max_blocks,
+                order: self.config.recall.order,
+                ..RecallRequest::new(&query, self.cache.timeline().evicted())
+            };
+            recall = recorder.memory.recall(&request)?;
+            self.insert(&recall)?;
+        }
+        self.timings.recall += start.elapsed();
+        Ok(self.last_recall.insert(recall))
+    }
+
+    /// Puts blocks into the cache that somebody else chose, in the order given.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Cache`] if they do not fit.
+    pub fn insert(&mut self, recall: &Recall) -> Result<(), SessionError> {
+        self.cache.end_recall();
+        let rows: Vec<Rows<'_>> = recall.blocks.iter().map(Rows).collect();
+        let sources: Vec<&dyn KvSource> = rows.iter().map(|r| r as &dyn KvSource).collect();
+        Ok(self.cache.recall(self.config.recall.place, &sources)?)
+    }
+
+    /// Appends tokens to the stream and predicts what follows.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; chunks before the one that failed stay in the stream.
+    pub fn append(&mut self, tokens: &[u32], origin: Origin) -> Result<(), SessionError> {
+        self.read_all(tokens, origin, None)?;
+        self.predict();
+        Ok(())
+    }
+
+    /// As [`Session::append`], showing the prediction after every token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::append`].
+    pub fn append_observed(
+        &mut self,
+        tokens: &[u32],
+        origin: Origin,
+        observer: &mut Observer<'_>,
+    ) -> Result<(), SessionError> {
+        self.read_all(tokens, origin, Some(observer))
+    }
+
+    /// Lets tokens pass through the window of `recompute`, which computes nothing for them.
+    pub(crate) fn pass(&mut self, tokens: &[u32]) {
+        debug_assert_eq!(self.config.policy, Policy::Recompute);
+        self.keep_recent(tokens, self.config.window_tokens + 1);
+        self.n_tokens += tokens.len() as u64;
+    }
+
+    /// The prediction of the next token: `[vocab_size]`, empty if nothing was read.
+    #[must_use]
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Closes the block of a turn that has ended, and embeds what waits.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Memory`].
+    pub fn end_turn(&mut self) -> Result<(), SessionError> {
+        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        recorder.end_turn(self.model.tokenizer(), &self.cache)?;
+        let start = Instant::now();
+        recorder.memory.flush()?;
+        recorder.elapsed += start.elapsed();
+        Ok(())
+    }
+
+    /// A stream with the same past that goes its own way from here.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Memory`] if the memory cannot be shared.
+    pub fn branch(&self) -> Result<Self, SessionError> {
+        Ok(Self {
+            model: Arc::clone(&self.model),
+            config: self.config.clone(),
+            cache: self.cache.clone(),
+            recorder: self.recorder.as_ref().map(Recorder::branch).transpose()?,
+            workspace: Workspace::default(),
+            recent: self.recent.clone(),
+            logits: self.logits.clone(),
+            n_tokens: self.n_tokens,
+            last_recall: None,
+            timings: self.timings,
+        })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &SessionConfig {
+        &self.config
+    }
+
+    /// Tokens read so far.
+    #[must_use]
+    pub fn n_tokens(&self) -> u64 {
+        self.n_tokens
+    }
+
+    /// Tokens in the cache, by section.
+    #[must_use]
+    pub fn sections(&self) -> Sections {
+        self.cache.sections()
+    }
+
+    /// What has left the window.
+    #[must_use]
+    pub fn evicted(&self) -> Range<TokenPos> {
+        self.cache.timeline().evicted()
+    }
+
+    /// Bytes of the cache: rotated keys and values, and un-rotated keys.
+    #[must_use]
+    pub fn cache_bytes(&self) -> (usize, usize) {
+        self.cache.bytes()
+    }
+
+    /// The memory, if the policy has one.
+    #[must_use]
+    pub fn memory(&self) -> Option<&Memory> {
+        self.recorder.as_ref().map(|r| &r.memory)
+    }
+
+    /// The memory, to search it.
+    pub fn memory_mut(&mut self) -> Option<&mut Memory> {
+        self.recorder.as_mut().map(|r| &mut r.memory)
+    }
+
+    /// What the last turn recalled.
+    #[must_use]
+    pub fn last_recall(&self) -> Option<&Recall> {
+        self.last_recall.as_ref()
+    }
+
+    /// Where the time went.
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        let remember = self.recorder.as_ref().map_or(Duration::ZERO, |r| r.elapsed);
+        Timings { remember, ..self.timings }
+    }
+
+    /// The tokens of a text, without special tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::MissingByte`] for text that the vocabulary cannot represent.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, SessionError> {
+        check_bytes(&self.model, text)?;
+        Ok(self.model.tokenizer().encode(text, SpecialTokens::AsText))
+    }
+
+    fn read_all(
+        &mut self,
+        tokens: &[u32],
+        mut origin: Origin,
+        mut observer: Option<&mut Observer<'_>>,
+    ) -> Result<(), SessionError> {
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let (chunk, later) = rest.split_at(self.next_chunk(rest.len()));
+            self.read_chunk(chunk, &mut origin, observer.as_deref_mut())?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn next_chunk(&self, n_tokens: usize) -> usize {
+        match self.config.policy {
+            Policy::Recompute => 1,
+            _ => self.cache.timeline().next_chunk(n_tokens),
+        }
+    }
+
+    /// Runs one chunk through the model and records it.
+    fn read_chunk(
+        &mut self,
+        tokens: &[u32],
+        origin: &mut Origin,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<(), SessionError> {
+        let start = Instant::now();
+        let first = TokenPos(self.n_tokens);
+        if self.config.policy == Policy::Recompute {
+            self.keep_recent(tokens, self.config.window_tokens + 1);
+            if observer.is_some() {
+                self.recompute()?;
+            }
+        } else {
+            let sequence = Sequence { tokens, cache: &mut self.cache };
+            self.model.forward(&mut self.workspace, &mut [sequence])?;
+            self.keep_recent(tokens, QUERY_TOKENS);
+        }
+        self.n_tokens += tokens.len() as u64;
+        if let Some(observer) = observer {
+            self.observe(first, tokens.len(), observer);
+        }
+        self.timings.forward += start.elapsed();
+        if let Some(recorder) = &mut self.recorder {
+            let n_pinned = TokenPos(self.config.pinned() as u64).since(first).min(tokens.len());
+            let tokenizer = self.model.tokenizer();
+            recorder.read(&tokens[n_pinned..], tokenizer, origin, &self.cache)?;
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, first: TokenPos, n_rows: usize, observer: &mut Observer<'_>) {
+        // The rows of `recompute` are the whole window, of which only the last is new.
+        let last_row = match self.config.policy {
+            Policy::Recompute => self.recent.len() - 1,
+            _ => n_rows - 1,
+        };
+        let vocab_size = self.model.config().vocab_size;
+        for from in (0..n_rows).step_by(SCORED_ROWS) {
+            let to = n_rows.min(from + SCORED_ROWS);
+            let row = last_row + 1 - n_rows;
+            let logits = self.model.logits(&mut self.workspace, row + from..row + to);
+            for (i, logits) in logits.chunks_exact(vocab_size).enumerate() {
+                observer(first.after(from + i), logits);
+            }
+        }
+    }
+
+    /// Sets the logits after the newest token.
+    fn predict(&mut self) {
+        if self.n_tokens == 0 {
+            return;
+        }
+        let start = Instant::now();
+        let last = match self.config.policy {
+            Policy::Recompute => {
+                // Nothing was refused when the tokens were read one by one, and a window fits.
+                if self.recompute().is_err() {
+                    return;
+                }
+                self.recent.len() - 1
+            }
+            _ => self.workspace.n_rows() - 1,
+        };
+        let logits = self.model.logits(&mut self.workspace, last..last + 1);
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.timings.forward += start.elapsed();
+    }
+
+    /// Runs the window through an empty cache.
+    fn recompute(&mut self) -> Result<(), SessionError> {
+        let mut config = self.model.cache_config(self.config.eviction(), 0, self.recent.len());
+        config.kv_type = self.config.kv_type;
+        self.cache = KvCache::new(&config)?;
+        let sequence = Sequence { tokens: &self.recent, cache: &mut self.cache };
+        self.model.forward(&mut self.workspace, &mut [sequence])?;
+        Ok(())
+    }
+
+    fn keep_recent(&mut self, tokens: &[u32], limit: usize) {
+        self.recent.extend_from_slice(tokens);
+        let surplus = self.recent.len().saturating_sub(limit);
+        self.recent.drain(..surplus);
+    }
+
+    fn newest_text(&self) -> String {
+        let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
+        String::from_utf8_lossy(&self.model.tokenizer().decode(newest)).into_owned()
+    }
+}
+
+/// The memory of a new session, in RAM.
+fn recorder(
+    model: &Model,
+    embedder: Arc<dyn Embedder>,
+    config: &SessionConfig,
+) -> Result<Recorder, SessionError> {
+    let c = model.config();
+    let shape = KvShape { n_layers: c.n_layers, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim };
+    let kv_type = match config.kv_type {
+        everstream_kv_cache::KvType::F32 => KvType::F32,
+        everstream_kv_cache::KvType::F16 => KvType::F16,
+    };
+    let settings = MemoryConfig {
+        sizes: config.recall.sizes,
+        gate: config.recall.gate,
+        ..MemoryConfig::new(&config.name, shape)
+    };
+    let index = ExactIndex::new(embedder.dim(), Distance::Cosine).map_err(MemoryError::from)?;
+    let memory = Memory::new(settings, Box::new(RamStore::default()), Box::new(index), embedder)?;
+    Ok(Recorder::new(memory, TokenPos(config.pinned() as u64), shape, kv_type))
+}
+
+fn encode_turn(model: &Model, turn: &TurnText) -> Result<Vec<u32>, SessionError> {
+    check_bytes(model, turn.as_str())?;
+    Ok(model.tokenizer().encode_turn(turn))
+}
+
+/// Refuses text that the tokenizer would silently lose.
+fn check_bytes(model: &Model, text: &str) -> Result<(), SessionError> {
+    let missing = model.missing_bytes();
+    match text.bytes().enumerate().find(|(_, byte)| missing.contains(byte)) {
+        Some((at, byte)) => Err(SessionError::MissingByte { byte, at }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,60 @@
+"""Rebuilds a model's own byte-level BPE tokenizer from its GGUF file, with the `tokenizers` package.
+
+The pre-tokenizers are those that Hugging Face configures for the two families,
+with one exception: `qwen2` gets no NFC normalisation, because it would change the bytes of the text,
+and a stream must give back what was put in.
+
+`tokenizers` drops a byte whose symbol is missing from the vocabulary (`unk_token` is null).
+SmolLM2's vocabulary lacks 21 bytes, among them six ASCII control characters.
+"""
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+CONTROL, USER_DEFINED = 3, 4
+
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def byte_symbols():
+    """GPT-2's alphabet: for each byte the printable character that stands for it in a vocabulary."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+def pre_tokenizer(name):
+    if name == "smollm":
+        return pre_tokenizers.Sequence([
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ])
+    if name == "qwen2":
+        return pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])
+    raise ValueError(f"unknown pre-tokenizer {name!r}")
+
+
+def from_gguf(fields, with_special=True):
+    """`fields`: GGUF key to value. Without special tokens, `<|im_start|>` is spelled out as ordinary text."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    types = fields["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizer(fields["tokenizer.ggml.pre"])
+    tokenizer.decoder = decoders.ByteLevel()
+    if with_special:
+        for token, kind in zip(tokens, types):
+            if kind in (CONTROL, USER_DEFINED):
+                tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False)])
+    assert tokenizer.get_vocab_size() == len(tokens)
+    return tokenizer
+
+
+def encode(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,0 +1,237 @@
+"""The reference forward pass: Llama-like models from GGUF, in numpy, written to be read.
+
+Independent of the Rust code: it shares no line and no library with it,
+so that an error has to be made twice to stay hidden.
+
+Weights are dequantized to float32 by the `gguf` package. Activations, sums and softmax are in `dtype`:
+float64 by default, so that the reference has no rounding worth mentioning; float32 for speed.
+
+Families: `llama` (q and k rows permuted by the GGUF converter, so that rotary pairs are neighbours:
+elements 2i and 2i+1) and `qwen2` (pairs are i and i + head_dim/2; q, k and v have biases).
+
+Shapes: `n` tokens, `h` query heads, `g` key/value heads, `d` head_dim, `e` embedding, `f` feed-forward.
+
+    python llama.py MODEL.gguf --prompt TEXT --n-tokens 12
+"""
+
+import argparse
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+import bpe
+
+
+def visible_tokens(n, sinks=0, window=None):
+    """For each of `n` tokens: the tokens it sees, oldest first, itself last.
+
+    StreamingLLM (arXiv:2309.17453): the first `sinks` and the last `window` past tokens.
+    Without a window: full attention.
+    """
+    if window is None:
+        return [np.arange(t + 1) for t in range(n)]
+    return [
+        np.array([*range(min(sinks, t)), *range(max(sinks, t - window), t), t])
+        for t in range(n)
+    ]
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def log_sum_exp(logits):
+    """Over the last axis, in float64."""
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=-1)
+    return top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
+
+
+def nll(logits, tokens):
+    """`-log p(tokens[t] | tokens[..t])` for t = 1..n, from `logits` `[n, vocabulary]`."""
+    return log_sum_exp(logits[:-1]) - logits[np.arange(len(tokens) - 1), tokens[1:]]
+
+
+def round_to_int8(x):
+    """What kernels with 8-bit activations see: blocks of 32 along a row, one float16 scale each."""
+    blocks = x.reshape(-1, 32)
+    scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    whole = np.round(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
+    return (whole * scale.astype(np.float16).astype(x.dtype)).reshape(x.shape)
+
+
+class Model:
+    def __init__(self, path, dtype=np.float64, int8_activations=False):
+        reader = GGUFReader(path)
+        self.fields = {name: field.contents() for name, field in reader.fields.items()}
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.dtype = dtype
+        self.int8_activations = int8_activations
+        self.kept = {}
+
+        self.arch = self.fields["general.architecture"]
+        if self.arch not in ("llama", "qwen2"):
+            raise ValueError(f"unknown architecture {self.arch!r}")
+        self.neighbour_pairs = self.arch == "llama"
+        self.n_layers = self.setting("block_count")
+        self.n_heads = self.setting("attention.head_count")
+        self.n_kv_heads = self.setting("attention.head_count_kv")
+        self.embedding = self.setting("embedding_length")
+        self.head_dim = self.setting("rope.dimension_count", self.embedding // self.n_heads)
+        self.eps = self.setting("attention.layer_norm_rms_epsilon")
+        if self.setting("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in self.tensors:
+            raise ValueError("rotary scaling is not implemented")
+        # Frequencies in float32, as models are trained with; angles in float64.
+        exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        base = np.float32(self.setting("rope.freq_base", 10000.0))
+        self.frequencies = (np.float32(1) / base**exponent).astype(np.float64)
+
+    def setting(self, name, default=None):
+        value = self.fields.get(f"{self.arch}.{name}", default)
+        if value is None:
+            raise ValueError(f"{self.arch}.{name} is missing")
+        return value
+
+    def weight(self, name):
+        """`[out, in]` (or `[out]`). Kept as float32, handed out as `dtype`."""
+        if name not in self.kept:
+            tensor = self.tensors[name]
+            self.kept[name] = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        return self.kept[name].astype(self.dtype, copy=False)
+
+    def embed(self, tokens):
+        """`[n]` to `[n, e]`; dequantizes the rows in question only."""
+        tensor = self.tensors["token_embd.weight"]
+        return dequantize(tensor.data[np.asarray(tokens)], tensor.tensor_type).astype(self.dtype)
+
+    def linear(self, x, name):
+        """`[n, in]` to `[n, out]`, with the bias if there is one."""
+        if self.int8_activations and self.tensors[f"{name}.weight"].tensor_type.name.startswith("Q"):
+            x = round_to_int8(x)
+        y = x @ self.weight(f"{name}.weight").T
+        return y + self.weight(f"{name}.bias") if f"{name}.bias" in self.tensors else y
+
+    def rms_norm(self, x, name):
+        mean_square = np.square(x).mean(axis=-1, keepdims=True)
+        return x / np.sqrt(mean_square + self.eps) * self.weight(f"{name}.weight")
+
+    def rotate(self, x, positions):
+        """Rotary embedding of `x` `[n, heads, d]`, row i at `positions[i]`."""
+        angle = np.asarray(positions, dtype=np.float64)[:, None] * self.frequencies  # [n, d/2]
+        cos = np.cos(angle).astype(self.dtype)[:, None]
+        sin = np.sin(angle).astype(self.dtype)[:, None]
+        half = self.head_dim // 2
+        first = slice(0, None, 2) if self.neighbour_pairs else slice(0, half)
+        second = slice(1, None, 2) if self.neighbour_pairs else slice(half, None)
+        a, b = x[..., first], x[..., second]
+        rotated = np.empty_like(x)
+        rotated[..., first] = a * cos - b * sin
+        rotated[..., second] = a * sin + b * cos
+        return rotated
+
+    def attend_one(self, q, keys, values):
+        """One query over a cache: `q` `[h, d]`, raw `keys` and `values` `[m, g, d]`; the last row is its own.
+
+        Keys and query are rotated at their place inside the cache, 0 to m-1.
+        """
+        m = len(keys)
+        keys = self.rotate(keys, range(m))
+        q = self.rotate(q[None], [m - 1])[0]
+        q = q.reshape(self.n_kv_heads, -1, self.head_dim)  # [g, h/g, d]: neighbours share a key head
+        scores = np.einsum("gqd,mgd->gqm", q, keys) / self.dtype(np.sqrt(self.head_dim))
+        return np.einsum("gqm,mgd->gqd", softmax(scores), values).reshape(-1)
+
+    def project(self, x, layer):
+        """Raw (un-rotated) q `[n, h, d]`, k and v `[n, g, d]`."""
+        x = self.rms_norm(x, f"blk.{layer}.attn_norm")
+        q = self.linear(x, f"blk.{layer}.attn_q").reshape(len(x), self.n_heads, self.head_dim)
+        k = self.linear(x, f"blk.{layer}.attn_k").reshape(len(x), self.n_kv_heads, self.head_dim)
+        v = self.linear(x, f"blk.{layer}.attn_v").reshape(len(x), self.n_kv_heads, self.head_dim)
+        return q, k, v
+
+    def feed_forward(self, x, layer):
+        """SwiGLU."""
+        x = self.rms_norm(x, f"blk.{layer}.ffn_norm")
+        gate = self.linear(x, f"blk.{layer}.ffn_gate")
+        up = self.linear(x, f"blk.{layer}.ffn_up")
+        return self.linear(gate / (1 + np.exp(-gate)) * up, f"blk.{layer}.ffn_down")
+
+    def output(self, x):
+        """Hidden states `[n, e]` to logits `[n, vocabulary]`."""
+        name = "output" if "output.weight" in self.tensors else "token_embd"
+        return self.linear(self.rms_norm(x, "output_norm"), name)
+
+    def logits(self, tokens, sinks=0, window=None):
+        """All positions at once: `[n]` to `[n, vocabulary]`.
+
+        With a window: the same numbers as [`Stream`], layer by layer instead of token by token.
+        That is exact, because a token's key in a layer depends only on what that token saw.
+        """
+        visible = visible_tokens(len(tokens), sinks, window)
+        x = self.embed(tokens)
+        for layer in range(self.n_layers):
+            q, k, v = self.project(x, layer)
+            seen = [self.attend_one(q[t], k[rows], v[rows]) for t, rows in enumerate(visible)]
+            x = x + self.linear(np.stack(seen), f"blk.{layer}.attn_output")
+            x = x + self.feed_forward(x, layer)
+        return self.output(x)
+
+
+class Stream:
+    """StreamingLLM as its paper describes it: one token at a time, a bounded cache of raw keys."""
+
+    def __init__(self, model, sinks, window):
+        self.model, self.sinks, self.window = model, sinks, window
+        empty = np.zeros((0, model.n_kv_heads, model.head_dim), dtype=model.dtype)
+        self.keys = [empty] * model.n_layers
+        self.values = [empty] * model.n_layers
+
+    def step(self, token):
+        """Appends `token`; the logits `[vocabulary]` of the next one. Evicts afterwards."""
+        model = self.model
+        x = model.embed([token])
+        for layer in range(model.n_layers):
+            q, k, v = model.project(x, layer)
+            self.keys[layer] = np.concatenate([self.keys[layer], k])
+            self.values[layer] = np.concatenate([self.values[layer], v])
+            seen = model.attend_one(q[0], self.keys[layer], self.values[layer])
+            x = x + model.linear(seen[None], f"blk.{layer}.attn_output")
+            x = x + model.feed_forward(x, layer)
+        if len(self.keys[0]) > self.sinks + self.window:
+            self.keys = [np.delete(keys, self.sinks, axis=0) for keys in self.keys]
+            self.values = [np.delete(values, self.sinks, axis=0) for values in self.values]
+        return model.output(x)[0]
+
+
+def greedy(model, prompt, n_tokens):
+    """The `n_tokens` most likely tokens after `prompt`, and each one's lead in logits over its runner-up."""
+    stream = Stream(model, 0, len(prompt) + n_tokens)
+    for token in prompt:
+        logits = stream.step(token)
+    chosen, leads = [], []
+    for _ in range(n_tokens):
+        second, first = np.argsort(logits)[-2:]
+        chosen.append(int(first))
+        leads.append(float(logits[first] - logits[second]))
+        logits = stream.step(first)
+    return chosen, leads
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Greedy continuation, as a check that the forward pass is right.")
+    parser.add_argument("model")
+    parser.add_argument("--prompt", default="The capital of France is")
+    parser.add_argument("--n-tokens", type=int, default=12)
+    arguments = parser.parse_args()
+    model = Model(arguments.model, dtype=np.float32)
+    tokenizer = bpe.from_gguf(model.fields)
+    prompt = bpe.encode(tokenizer, arguments.prompt)
+    continuation, leads = greedy(model, prompt, arguments.n_tokens)
+    print(prompt, continuation)
+    print(repr(tokenizer.decode(prompt + continuation)), f"smallest lead {min(leads):.3f}")
+
+
+if __name__ == "__main__":
+    main()

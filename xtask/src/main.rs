@@ -1,0 +1,2 @@
+//! (essay)
+fn main() {}
