@@ -1,2 +1,39 @@
-//! (essay)
-fn main() {}
+//! The command line. It parses, opens what a command needs, runs it, and maps an error to one line
+//! on standard error and an exit code; everything it does can be done from `everstream_runtime`.
+
+mod args;
+mod commands;
+mod load;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has seen enough (`| head`) is no failure.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("everstream: {}", output::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Demo(args) => commands::demo::run(&cli.common, args),
+        Command::Chat(args) => commands::chat::run(&cli.common, args),
+        Command::Generate(args) => commands::generate::run(&cli.common, args),
+        Command::Perplexity(args) => commands::perplexity::run(&cli.common, args),
+        Command::Bench(args) => commands::bench::run(&cli.common, args),
+        Command::Inspect(args) => commands::inspect::run(&cli.common, args),
+        Command::Pull(args) => commands::models::pull(&cli.common, args),
+        Command::Models(args) => commands::models::list(&cli.common, args),
+    }
+}

@@ -1,9 +1,9 @@
-//! All that a hub can be told.
+//! The settings of a hub.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where models are kept and fetched from. Nothing else influences a [`Hub`].
+/// Where models are kept and fetched from: all that a [`Hub`](crate::Hub) can be told.
 #[derive(Clone)]
 pub struct HubConfig {
     /// The folder that holds the models; made when the first is pulled.

@@ -111,8 +111,9 @@ impl PipRequest<'_> {
         requirement: &str,
         progress: &mut dyn Progress,
     ) -> Result<PathBuf, HubError> {
-        let wheels = self.scratch.join("wheels");
-        let temporary = self.scratch.join("tmp");
+        let work = self.scratch.join("pip");
+        let wheels = work.join("wheels");
+        let temporary = work.join("tmp");
         fs::create_dir_all(&wheels)?;
         fs::create_dir_all(&temporary)?;
         let log = self.scratch.join("pip.log");
@@ -129,19 +130,20 @@ impl PipRequest<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log)?.into_file());
-        let status = self.run(&mut command, progress)?;
+        let status = self.run(&mut command, &work, progress)?;
         if !status.success() {
             return Err(self.failure(requirement, status, &tail(&log)));
         }
         self.only_wheel(&wheels, requirement)
     }
 
-    /// Runs `command` to its end while reporting how the largest file in `scratch` grows.
+    /// Runs `command` to its end while reporting how the largest file in `work` grows.
     ///
     /// The largest, not the sum: pip first writes to `TMPDIR`, then copies.
     fn run(
         &self,
         command: &mut Command,
+        work: &Path,
         progress: &mut dyn Progress,
     ) -> Result<ExitStatus, HubError> {
         let child = command
@@ -152,7 +154,7 @@ impl PipRequest<'_> {
         let mut pause = FIRST_POLL;
         loop {
             let status = child.0.try_wait()?;
-            let bytes = largest_file(&self.scratch);
+            let bytes = largest_file(work);
             if bytes > seen_bytes {
                 progress.advance(bytes - seen_bytes);
                 seen_bytes = bytes;

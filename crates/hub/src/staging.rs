@@ -128,7 +128,9 @@ impl Drop for Staging {
             let _ = remove_tree(&self.root);
         }
         self.lock = None;
-        for dir in self.created.iter().rev() {
+        // Ours alone, so it goes with the last pull, whoever made it.
+        let pulling = self.root.parent().map(Path::to_owned);
+        for dir in pulling.iter().chain(self.created.iter().rev()) {
             // Fails, as it should, for each folder that is in use.
             let _ = fs::remove_dir(dir);
         }
@@ -329,6 +331,8 @@ mod tests {
         assert_eq!(fs::read_dir(staging.stage()).unwrap().count(), 0);
         assert!(!pulling.join("dead").exists() && !pulling.join("dead.lock").exists());
         assert!(living.stage().join("f").exists());
+        drop((staging, living));
+        assert!(!pulling.exists());
     }
 
     #[test]

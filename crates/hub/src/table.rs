@@ -1,8 +1,8 @@
 //! The models that have a name: what they are, what they weigh, and who serves them.
 //!
 //! A new model is one more [`Entry`] in [`TABLE`]; nothing else in the crate knows any model.
-//! Every hash was computed from the package source and, where there is a hub source, compared
-//! with what its publisher announces for that revision.
+//! The hashes are those of the files in the packages. A hub source is the same file by all that is
+//! known; should the hub announce another size or hash, it is passed over before any download.
 
 use crate::digest::Digest;
 

@@ -83,41 +83,56 @@ impl QuantizedRow {
         let n_blocks = x.len().div_ceil(STEP);
         self.q.resize(n_blocks * STEP, 0);
         self.blocks.resize(n_blocks, BlockScale::default());
-        for (b, scale) in self.blocks.iter_mut().enumerate() {
+        let (whole, rest) = x.as_chunks();
+        isa.run(Quantize { x: whole, row: self, first: 0 });
+        if !rest.is_empty() {
             let mut block = [0.0; STEP];
-            let from = &x[b * STEP..x.len().min((b + 1) * STEP)];
-            block[..from.len()].copy_from_slice(from);
-            let Ok(q) = (&mut self.q[b * STEP..(b + 1) * STEP]).try_into() else { unreachable!() };
-            *scale = isa.run(Quantize { x: &block, q });
+            block[..rest.len()].copy_from_slice(rest);
+            isa.run(Quantize { x: &[block], row: self, first: whole.len() });
         }
     }
 }
 
-/// Rounds 32 numbers.
+/// Rounds blocks of 32 numbers into a row, from block `first`.
 struct Quantize<'a> {
-    x: &'a [f32; STEP],
-    q: &'a mut [i8; STEP],
+    x: &'a [[f32; STEP]],
+    row: &'a mut QuantizedRow,
+    first: usize,
 }
 
 impl Kernel for Quantize<'_> {
-    type Output = BlockScale;
+    type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> BlockScale {
-        // SAFETY: both arrays have 32 elements, read and written 16 at a time.
-        unsafe {
-            let halves = [S::load(self.x.as_ptr()), S::load(self.x.as_ptr().add(16))];
-            let amax = S::largest(S::max(S::abs(halves[0]), S::abs(halves[1])));
-            let inverse = S::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
-            for (i, x) in halves.into_iter().enumerate() {
-                // The clamp is for NaN and for products with an infinite inverse.
-                let scaled = S::max(S::mul(x, inverse), S::splat(-127.0));
-                S::store_i8(self.q.as_mut_ptr().add(16 * i), S::min(scaled, S::splat(127.0)));
-            }
-            let sums = [0, 16].map(|at| self.q[at..at + 16].iter().map(|&q| i32::from(q)).sum());
-            let d = amax / 127.0;
-            BlockScale { d, scaled_sum: d * (sums[0] + sums[1]) as f32, sums }
+    unsafe fn run<S: Simd>(self) {
+        let (q, _) = self.row.q.as_chunks_mut::<STEP>();
+        let blocks = q[self.first..].iter_mut().zip(&mut self.row.blocks[self.first..]);
+        for (x, (q, block)) in self.x.iter().zip(blocks) {
+            // SAFETY: both arrays have 32 elements.
+            *block = unsafe { quantize::<S>(x, q) };
         }
+    }
+}
+
+/// Rounds one block.
+#[inline(always)]
+unsafe fn quantize<S: Simd>(x: &[f32; STEP], q: &mut [i8; STEP]) -> BlockScale {
+    // SAFETY: both arrays have 32 elements, read and written 16 at a time.
+    unsafe {
+        let halves = [S::load(x.as_ptr()), S::load(x.as_ptr().add(16))];
+        let amax = S::largest(S::max(S::abs(halves[0]), S::abs(halves[1])));
+        let inverse = S::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
+        for i in 0..2 {
+            // The clamp is for NaN and for products with an infinite inverse.
+            let scaled = S::max(S::mul(halves[i], inverse), S::splat(-127.0));
+            S::store_i8(q.as_mut_ptr().add(16 * i), S::min(scaled, S::splat(127.0)));
+        }
+        let mut sums = [0; 2];
+        for (i, &q) in q.iter().enumerate() {
+            sums[i / 16] += i32::from(q);
+        }
+        let d = amax / 127.0;
+        BlockScale { d, scaled_sum: d * (sums[0] + sums[1]) as f32, sums }
     }
 }
 

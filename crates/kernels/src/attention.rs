@@ -145,11 +145,13 @@ impl<E: Element> Heads<'_, '_, E> {
         // SAFETY: as for `run`.
         unsafe {
             self.score::<S, H>();
-            let sums: [f32; H] = std::array::from_fn(|h| {
+            // Loops, not closures: a closure would be compiled without the instruction set.
+            let mut sums = [0.0; H];
+            for h in 0..H {
                 let scores = &mut self.scores[h * self.stride..][..self.stride];
                 scores[self.n_visible..].fill(f32::NEG_INFINITY);
-                softmax::<S>(scores)
-            });
+                sums[h] = softmax::<S>(scores);
+            }
             let mut dim = 0;
             while dim + 4 * LANES <= self.a.head_dim {
                 self.mix::<S, H, 4>(dim, &sums);

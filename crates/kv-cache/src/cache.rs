@@ -125,11 +125,15 @@ impl KvCache {
     /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
     pub fn begin(&mut self, n_tokens: usize) -> Result<(), CacheError> {
         self.planned.clear();
-        if self.timeline.is_move_due() {
-            self.timeline.move_between();
-            self.rotate_recalled();
+        if !self.timeline.is_move_due() {
+            return self.timeline.plan(n_tokens, &mut self.planned);
         }
-        self.timeline.plan(n_tokens, &mut self.planned)
+        let mut moved = self.timeline.clone();
+        moved.move_between();
+        moved.plan(n_tokens, &mut self.planned)?;
+        self.timeline = moved;
+        self.rotate_recalled();
+        Ok(())
     }
 
     /// The planned rows, and the buffers of one layer to fill for them.

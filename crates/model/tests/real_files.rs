@@ -3,6 +3,8 @@
 //! The paths of the models come from environment variables, which `cargo xtask check` sets:
 //! `EVERSTREAM_TEST_SMOLLM2` and `EVERSTREAM_TEST_QWEN`.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
+
 use std::path::PathBuf;
 
 use everstream_model::{

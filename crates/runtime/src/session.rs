@@ -118,12 +118,27 @@ impl Session {
         origin: Origin,
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
+        self.ingest_observed(text, origin, None, progress)
+    }
+
+    /// As [`Session::ingest`], showing the prediction after every token to `observer`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::ingest`].
+    pub fn ingest_observed(
+        &mut self,
+        text: &str,
+        mut origin: Origin,
+        mut observer: Option<&mut Observer<'_>>,
+        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
+    ) -> Result<usize, SessionError> {
         let tokens = self.encode(text)?;
-        let mut origin = origin;
         let mut n_read = 0;
         while n_read < tokens.len() {
             let n = self.next_chunk(tokens.len() - n_read);
-            self.read_chunk(&tokens[n_read..n_read + n], &mut origin, None)?;
+            let chunk = &tokens[n_read..n_read + n];
+            self.read_chunk(chunk, &mut origin, observer.as_deref_mut())?;
             n_read += n;
             if progress(self, n_read, tokens.len()).is_break() {
                 break;
@@ -141,11 +156,20 @@ impl Session {
     ///
     /// [`SessionError`].
     pub fn turn(&mut self, text: &str) -> Result<&Recall, SessionError> {
+        self.recall(text)?;
+        self.read_turn(text)?;
+        Ok(self.last_recall.get_or_insert_default())
+    }
+
+    /// Reads a user's turn and recalls nothing for it.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub fn read_turn(&mut self, text: &str) -> Result<(), SessionError> {
         let turn = self.model.template().user_turn(text)?;
         let tokens = encode_turn(&self.model, &turn)?;
-        self.recall(text)?;
-        self.append(&tokens, Origin::turn(Role::User))?;
-        Ok(self.last_recall.get_or_insert_default())
+        self.append(&tokens, Origin::turn(Role::User))
     }
 
     /// Ends the last recall and puts into the cache what is relevant to `query`; a blank query

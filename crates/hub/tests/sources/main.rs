@@ -3,7 +3,8 @@
 #![cfg(unix)]
 
 // `cfg(test)` always holds here; it tells clippy that helpers are tests, too.
-#[cfg(all(test, feature = "hf"))]
+#[cfg(test)]
+#[cfg(feature = "hf")]
 mod hf;
 #[cfg(test)]
 mod pip;

@@ -310,7 +310,7 @@ fn pip_works_in_an_empty_folder_of_the_cache() {
     pull(&rig.hub(tiny()));
     let text = fs::read_to_string(rig.bin().join("pwd")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert!(lines[0].ends_with("pulling/tiny/scratch/tmp"), "{text}");
+    assert!(lines[0].ends_with("pulling/tiny/scratch/pip/tmp"), "{text}");
     assert!(lines[1].starts_with(rig.cache().to_str().unwrap()), "{text}");
     assert_eq!(fs::read_to_string(rig.bin().join("ls")).unwrap(), ".\n..\n");
 }

@@ -59,6 +59,26 @@ unsafe fn dot4(w: __m256i, a: __m256i) -> __m256i {
     unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)) }
 }
 
+/// Adds [`dot4`]. A wide byte is split into its low seven bits and its top bit, since a pair of
+/// products of full bytes would saturate the 16-bit sums.
+///
+/// # Safety
+///
+/// AVX2 is enabled in the calling function.
+#[inline(always)]
+unsafe fn add_dot<const WIDE: bool>(acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+    // SAFETY: the caller's promise; no pointers.
+    unsafe {
+        if WIDE {
+            let low = _mm256_and_si256(w, _mm256_set1_epi8(0x7f));
+            let top = _mm256_andnot_si256(_mm256_set1_epi8(0x7f), w);
+            _mm256_add_epi32(acc, _mm256_add_epi32(dot4(low, a), dot4(top, a)))
+        } else {
+            _mm256_add_epi32(acc, dot4(w, a))
+        }
+    }
+}
+
 // SAFETY of every unsafe block below: the trait's contract enables the instructions and makes
 // the pointers valid for the number of elements read or written; all accesses are unaligned ones.
 impl Simd for Avx2 {
@@ -147,11 +167,11 @@ impl Simd for Avx2 {
     unsafe fn exp2i(n: Self::F) -> Self::F {
         // SAFETY: see the impl.
         unsafe {
-            let one = |n| {
-                let e = _mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(e))
-            };
-            both!(one; n)
+            let bias = _mm256_set1_epi32(127);
+            let e = both!(_mm256_cvttps_epi32; n);
+            let e = [_mm256_add_epi32(e[0], bias), _mm256_add_epi32(e[1], bias)];
+            let e = both!(_mm256_slli_epi32::<23>; e);
+            both!(_mm256_castsi256_ps; e)
         }
     }
     #[inline(always)]
@@ -239,20 +259,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
-        // SAFETY: see the impl. A wide byte is split into its low seven bits and its top bit,
-        // since a pair of products of full bytes would saturate the 16-bit sums.
+        // SAFETY: see the impl.
         unsafe {
-            let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
-            let one = |acc, w| {
-                if WIDE {
-                    let low = _mm256_and_si256(w, _mm256_set1_epi8(0x7f));
-                    let top = _mm256_andnot_si256(_mm256_set1_epi8(0x7f), w);
-                    _mm256_add_epi32(acc, _mm256_add_epi32(dot4(low, a), dot4(top, a)))
-                } else {
-                    _mm256_add_epi32(acc, dot4(w, a))
-                }
-            };
-            [one(acc[0], w[0]), one(acc[1], w[1])]
+            let a = [_mm256_set1_epi32(a.cast::<i32>().read_unaligned()); 2];
+            both!(add_dot::<WIDE>; acc, w, a)
         }
     }
     #[inline(always)]

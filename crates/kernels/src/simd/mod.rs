@@ -126,6 +126,7 @@ pub trait Simd: Copy {
 }
 
 /// Reduces 16 lanes in the one order that all implementations share.
+#[inline(always)]
 fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     for width in [8, 4, 2, 1] {
         for l in 0..width {
@@ -142,7 +143,8 @@ pub(crate) trait Kernel {
     /// # Safety
     ///
     /// As for [`Simd`]. Implementations are `#[inline(always)]`, so that their body is compiled
-    /// with the instruction set of the caller.
+    /// with the instruction set of the caller. That does not reach into closures: no operation of
+    /// [`Simd`] stands in one.
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 

@@ -200,7 +200,7 @@ fn a_damaged_header_does_not_panic() {
 #[test]
 fn settings_that_cannot_be_right_are_named() {
     for (field, value) in [
-        ("hidden_size", 0),
+        ("hidden_size", 0_u64),
         ("num_attention_heads", 0),
         ("num_attention_heads", 3),
         ("num_hidden_layers", 1 << 40),

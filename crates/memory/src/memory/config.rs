@@ -97,7 +97,7 @@ pub enum MemoryError {
     Embed(#[from] EmbedError),
 }
 
-/// Settings of a [`Memory`]. How it measures distance is the index's business.
+/// Settings of a [`Memory`](crate::Memory). How it measures distance is the index's business.
 #[derive(Clone, Debug)]
 pub struct MemoryConfig {
     /// Name of the session; part of every block's id.
@@ -110,7 +110,8 @@ pub struct MemoryConfig {
     pub gate: Gate,
     /// Which blocks to propose.
     pub strategy: Arc<dyn Strategy>,
-    /// Blocks that may wait for their embedding before [`Memory::remember`] embeds them itself.
+    /// Blocks that may wait for their embedding before
+    /// [`Memory::remember`](crate::Memory::remember) embeds them itself.
     pub embed_batch: usize,
 }
 

@@ -195,6 +195,15 @@ impl Memory {
         self.store.metas()
     }
 
+    /// The block number `order`: the one that [`metas`](Self::metas) describes at that index.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Store`] if there is none or it cannot be read.
+    pub fn block(&self, order: usize) -> Result<Arc<Block>, MemoryError> {
+        Ok(self.store.get(order)?)
+    }
+
     /// Settings it was made with.
     #[must_use]
     pub fn config(&self) -> &MemoryConfig {

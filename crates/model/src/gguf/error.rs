@@ -23,7 +23,7 @@ pub enum GgufError {
         left: u64,
     },
     /// The first four bytes are not `GGUF`.
-    #[error("the file begins with {found:?} instead of \"GGUF\"; it is no GGUF file")]
+    #[error("the file begins with `{found}` instead of `GGUF`; it is no GGUF file")]
     BadMagic {
         /// The first bytes, escaped.
         found: String,

@@ -1,0 +1,371 @@
+//! What can be said on the command line.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use everstream_runtime::kv_cache::{KvType, Place};
+use everstream_runtime::memory::{Gate, RecallOrder};
+use everstream_runtime::{Policy, RecallConfig, SamplerConfig, SessionConfig};
+
+const EXAMPLES: &str = "\
+Examples:
+  everstream demo                                   watch it read, forget and remember
+  everstream chat --ingest notes.md                 talk about a text of any length
+  everstream generate --prompt 'Once upon a time'
+  everstream perplexity --text book.txt --policy window,sink --window 1020
+  everstream inspect smollm2-135m
+
+Exit codes: 0 success, 1 failure (one line on standard error), 2 wrong usage.";
+
+/// An LLM runtime whose stream never ends and never forgets.
+#[derive(Debug, Parser)]
+#[command(name = "everstream", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Common {
+    /// Threads to compute with [default: physical cores]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Instruction set: scalar, avx2 or avx512 [default: the widest of this CPU]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+    /// Folder for models [default: $XDG_CACHE_HOME/everstream or ~/.cache/everstream]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Use only what is in the cache folder
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Read a chronicle fifteen times longer than the cache, then ask about what left it
+    Demo(DemoArgs),
+    /// Talk with a model; with piped input each line is a turn
+    Chat(ChatArgs),
+    /// Continue a text
+    Generate(GenerateArgs),
+    /// Score a text under one or more policies, on the same positions
+    Perplexity(PerplexityArgs),
+    /// Measure prefill, decode, and time per token over the stream
+    Bench(BenchArgs),
+    /// Show what a model file contains, and the memory it needs
+    Inspect(InspectArgs),
+    /// Download and verify a model
+    Pull(PullArgs),
+    /// List known models
+    Models(ModelsArgs),
+}
+
+/// Which model.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelArgs {
+    /// A known name (see `everstream models`), hf:ORG/REPO/FILE, or the path of a GGUF file
+    #[arg(long, value_name = "MODEL", default_value = everstream_hub::DEFAULT_MODEL)]
+    pub(crate) model: String,
+}
+
+/// What the cache holds.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CacheArgs {
+    /// Attention sinks: first tokens that never leave
+    #[arg(long, value_name = "S", default_value_t = 4)]
+    pub(crate) sinks: usize,
+    /// Recent tokens that a query sees
+    #[arg(long, value_name = "W", default_value_t = 512)]
+    pub(crate) window: usize,
+    /// Longest prefill chunk
+    #[arg(long, value_name = "C", default_value_t = 256)]
+    pub(crate) chunk: usize,
+    /// Storage of keys and values
+    #[arg(long, value_enum, default_value_t = CacheType::F16)]
+    pub(crate) cache_type: CacheType,
+}
+
+/// How `remember` recalls.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RecallArgs {
+    /// Tokens of recalled context
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub(crate) context_tokens: usize,
+    /// Where recalled context stands
+    #[arg(long, value_enum, default_value_t = PlaceArg::Near)]
+    pub(crate) place: PlaceArg,
+    /// Order of recalled blocks
+    #[arg(long, value_enum, default_value_t = OrderArg::BestLast)]
+    pub(crate) order: OrderArg,
+    /// Blocks recalled at most
+    #[arg(long, value_name = "N", default_value_t = RecallConfig::default().max_blocks)]
+    pub(crate) recall_blocks: usize,
+    /// Cosine distance above which nothing is recalled; 2 lets everything pass
+    #[arg(long, value_name = "D", default_value_t = Gate::default().max_distance.unwrap_or(2.0))]
+    pub(crate) gate: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheType {
+    F32,
+    F16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlaceArg {
+    /// Right before the newest turn
+    Near,
+    /// Between sinks and window
+    Between,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OrderArg {
+    /// The most relevant nearest to the turn
+    BestLast,
+    /// As they stood in the stream
+    Stream,
+}
+
+impl CacheArgs {
+    /// The settings of a session.
+    pub(crate) fn session(&self, policy: Policy) -> SessionConfig {
+        SessionConfig {
+            policy,
+            n_sink: self.sinks,
+            window_tokens: self.window,
+            chunk_tokens: self.chunk,
+            kv_type: match self.cache_type {
+                CacheType::F32 => KvType::F32,
+                CacheType::F16 => KvType::F16,
+            },
+            ..SessionConfig::default()
+        }
+    }
+}
+
+impl RecallArgs {
+    /// Adds these settings to a session's.
+    pub(crate) fn apply(&self, config: &mut SessionConfig) {
+        config.context_tokens = self.context_tokens;
+        config.recall = RecallConfig {
+            place: match self.place {
+                PlaceArg::Near => Place::Near,
+                PlaceArg::Between => Place::Between,
+            },
+            order: match self.order {
+                OrderArg::BestLast => RecallOrder::BestLast,
+                OrderArg::Stream => RecallOrder::Stream,
+            },
+            max_blocks: self.recall_blocks,
+            gate: Gate { max_distance: Some(self.gate) },
+            ..config.recall
+        };
+    }
+}
+
+/// How to choose tokens.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SampleArgs {
+    /// Tokens of an answer at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Keep the K most likely tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = SamplerConfig::default().top_k)]
+    pub(crate) top_k: usize,
+    /// Keep the most likely tokens with this probability together
+    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().top_p)]
+    pub(crate) top_p: f32,
+    /// Drop tokens less likely than this fraction of the most likely one
+    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().min_p)]
+    pub(crate) min_p: f32,
+    /// Make repeated tokens less likely; 1 changes nothing
+    #[arg(long, value_name = "R", default_value_t = SamplerConfig::default().repeat_penalty)]
+    pub(crate) repeat_penalty: f32,
+    /// Seed of the random choice
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Text that ends the answer; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+impl SampleArgs {
+    /// Options of a generation.
+    pub(crate) fn options(&self) -> everstream_runtime::GenerateOptions {
+        everstream_runtime::GenerateOptions {
+            max_tokens: self.max_tokens,
+            sampler: SamplerConfig {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repeat_penalty: self.repeat_penalty,
+                seed: self.seed,
+            },
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Draws five of the twenty questions
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Ask all twenty questions
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// dense, window, recompute, sink or remember
+    #[arg(long, value_name = "POLICY", default_value = "remember")]
+    pub(crate) policy: Policy,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) recall: RecallArgs,
+    #[command(flatten)]
+    pub(crate) sample: SampleArgs,
+    /// System prompt; its tokens are pinned as sinks
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Text files to read first
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) ingest: Vec<PathBuf>,
+    /// Print one JSON object for each turn
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", conflicts_with = "file", required_unless_present = "file")]
+    pub(crate) prompt: Option<String>,
+    /// File to continue; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// dense, window, recompute, sink or remember
+    #[arg(long, value_name = "POLICY", default_value = "sink")]
+    pub(crate) policy: Policy,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) recall: RecallArgs,
+    #[command(flatten)]
+    pub(crate) sample: SampleArgs,
+    /// Put the text into the model's chat template as a user's turn
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PerplexityArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Text to score; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Score the first N tokens [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<usize>,
+    /// Policies, separated by commas
+    #[arg(long, value_name = "P[,P...]", value_delimiter = ',', default_value = "sink")]
+    pub(crate) policy: Vec<Policy>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Tokens of recalled context, of policy remember
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub(crate) context_tokens: usize,
+    /// Score every n-th token only (for recompute); all policies on the same positions
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) every: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Length of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) prompt_tokens: usize,
+    /// Tokens to decode
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) decode_tokens: usize,
+    /// Repetitions; medians are printed
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) repetitions: usize,
+    /// Also stream this many tokens and plot time per token over the position
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) stream_tokens: usize,
+    /// Write the plot of the stream here
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Text of the stream [default: random tokens]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct InspectArgs {
+    /// A known name, hf:ORG/REPO/FILE, or the path of a GGUF file
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Tokens of recalled context
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub(crate) context_tokens: usize,
+    /// List all tensors
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PullArgs {
+    /// A known name, hf:ORG/REPO/FILE, or a path to check
+    pub(crate) model: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelsArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,89 @@
+//! `everstream generate`: continues a text.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::bail;
+use everstream_runtime::memory::Role;
+use everstream_runtime::{Origin, Session};
+use serde_json::json;
+
+use crate::args::{Common, GenerateArgs};
+use crate::{load, output};
+
+pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
+    let prompt = match (&args.prompt, &args.file) {
+        (Some(prompt), _) => prompt.clone(),
+        (None, Some(file)) => load::text(file)?,
+        (None, None) => bail!("nothing to continue: use --prompt TEXT or --file FILE"),
+    };
+    if prompt.trim().is_empty() {
+        bail!("the prompt is empty: use --prompt TEXT or --file FILE with some text");
+    }
+    let mut config = args.cache.session(args.policy);
+    args.recall.apply(&mut config);
+    config.check()?;
+    let model = load::model(common, &args.model.model)?;
+    let encoder = load::encoder(common, args.policy)?;
+
+    let start = Instant::now();
+    let mut session;
+    if args.chat {
+        session = Session::with_system(model, encoder, config, None)?;
+        session.turn(&prompt)?;
+    } else {
+        session = Session::new(model, encoder, config)?;
+        let mut tokens = session.encode(&prompt)?;
+        let tokenizer = session.model().tokenizer();
+        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+            tokens.insert(0, bos);
+        }
+        session.append(&tokens, Origin::turn(Role::Document))?;
+    }
+    let (n_prompt, ttft) = (session.n_tokens(), start.elapsed());
+    let mut out = std::io::stdout().lock();
+    let mut failed = None;
+    let generated = session.generate(&args.sample.options(), &mut |piece| {
+        if args.json {
+            return ControlFlow::Continue(());
+        }
+        match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let seconds = generated.elapsed.as_secs_f64();
+    if args.json {
+        let result = json!({
+            "model": args.model.model,
+            "policy": args.policy.name(),
+            "text": generated.text,
+            "stop": generated.stop.name(),
+            "prompt_tokens": n_prompt,
+            "generated_tokens": generated.tokens.len(),
+            "ttft_ms": ttft.as_secs_f64() * 1e3,
+            "decode_tokens_per_second": generated.tokens.len() as f64 / seconds,
+        });
+        writeln!(out, "{result}")?;
+    } else {
+        writeln!(out)?;
+        eprintln!(
+            "{}",
+            output::dim(&format!(
+                "{n_prompt} prompt tokens in {:.2} s, {} tokens at {:.1} tokens/s, {}",
+                ttft.as_secs_f64(),
+                generated.tokens.len(),
+                generated.tokens.len() as f64 / seconds,
+                generated.stop.name(),
+            ))
+        );
+    }
+    Ok(())
+}

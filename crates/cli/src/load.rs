@@ -1,0 +1,109 @@
+//! Opens what commands work on: models, sentence encoders, texts.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind};
+use everstream_runtime::Policy;
+use everstream_runtime::kernels::Isa;
+use everstream_runtime::memory::{Embedder, MiniLm};
+use everstream_runtime::model::{Model, ModelOptions};
+
+use crate::args::Common;
+use crate::output::PullProgress;
+
+/// The cache folder and where models come from. The only place that reads the environment.
+pub(crate) fn hub(common: &Common) -> anyhow::Result<Hub> {
+    let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let cache_dir = match &common.cache_dir {
+        Some(dir) => dir.clone(),
+        None => default_cache_dir().context(
+            "no cache folder: neither XDG_CACHE_HOME nor HOME is set; use --cache-dir DIR",
+        )?,
+    };
+    let mut config = HubConfig::new(cache_dir);
+    config.hf_endpoint = variable("HF_ENDPOINT");
+    config.hf_token = variable("HF_TOKEN");
+    if let Some(python) = variable("EVERSTREAM_PYTHON") {
+        config.python = python;
+    }
+    config.offline = common.offline;
+    Ok(Hub::new(config))
+}
+
+fn default_cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
+    Some(cache.join("everstream"))
+}
+
+/// The files of a model, pulled if they are absent.
+pub(crate) fn files(common: &Common, name: &str) -> anyhow::Result<ModelFiles> {
+    let hub = hub(common)?;
+    let spec = hub.parse(name)?;
+    if let Some(files) = hub.locate(&spec)? {
+        return Ok(files);
+    }
+    Ok(hub.pull(&spec, &mut PullProgress::new())?)
+}
+
+/// A language model, ready to run.
+pub(crate) fn model(common: &Common, name: &str) -> anyhow::Result<Arc<Model>> {
+    let options = options(common)?;
+    let files = files(common, name)?;
+    if files.kind != ModelKind::LanguageModel {
+        bail!("{name} is a sentence encoder: choose a language model (see `everstream models`)");
+    }
+    Ok(Arc::new(Model::open(&files.main, options)?))
+}
+
+/// How models compute.
+pub(crate) fn options(common: &Common) -> anyhow::Result<ModelOptions> {
+    let mut options = ModelOptions::default();
+    if let Some(physical) = std::num::NonZeroUsize::new(num_cpus::get_physical()) {
+        options.n_threads = options.n_threads.min(physical);
+    }
+    if let Some(n_threads) = common.threads {
+        options.n_threads = n_threads;
+    }
+    if let Some(name) = &common.isa {
+        options.isa = Isa::by_name(name).with_context(|| {
+            let has: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+            format!("instruction set {name:?} is unknown or missing here: use {}", has.join(", "))
+        })?;
+    }
+    Ok(options)
+}
+
+/// The sentence encoder, if the policy remembers.
+pub(crate) fn encoder(
+    common: &Common,
+    policy: Policy,
+) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
+    if policy != Policy::Remember {
+        return Ok(None);
+    }
+    let files = files(common, DEFAULT_ENCODER)?;
+    Ok(Some(Arc::new(MiniLm::open(&files.dir)?)))
+}
+
+/// Reads a text file; `-` is standard input.
+pub(crate) fn text(path: &Path) -> anyhow::Result<String> {
+    let bytes = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+        bytes
+    } else {
+        fs_err::read(path)?
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => bail!(
+            "{} is not UTF-8 (byte {}): convert it, for instance with iconv",
+            path.display(),
+            error.utf8_error().valid_up_to()
+        ),
+    }
+}

@@ -1,0 +1,416 @@
+//! The timeline against a naive model: the whole stream as a list, and for each query the list of
+//! what StreamingLLM's loop would hold, where the place in the list is the position.
+
+use super::*;
+use crate::{NeverEvict, SinkWindow};
+
+/// What a row of a cache holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Item {
+    Token(usize),
+    /// The `i`-th token of a recall; recalls are numbered, so that stale rows show.
+    Recalled {
+        recall: usize,
+        i: usize,
+    },
+}
+
+/// The naive model.
+#[derive(Clone, Debug)]
+struct Stream {
+    n_sink: usize,
+    window: usize,
+    /// For each token, whether it was evicted on purpose.
+    evicted: Vec<bool>,
+    /// What is recalled, where, and how long the stream was then.
+    recall: Option<(Place, usize, Vec<Item>)>,
+}
+
+impl Stream {
+    /// What the query at `t` sees, in order; itself last.
+    fn cache_of(&self, t: usize) -> Vec<Item> {
+        let is_visible = |p: usize| {
+            p == t || t - p <= self.window && !self.evicted.get(p).copied().unwrap_or(false)
+        };
+        let window =
+            (self.n_sink.max(t.saturating_sub(self.window))..=t).filter(|&p| is_visible(p));
+        let (place, at, recalled) = match &self.recall {
+            Some((place, at, items)) if t >= self.n_sink => (*place, *at, &items[..]),
+            _ => (Place::Between, 0, &[][..]),
+        };
+        let (old, new): (Vec<_>, Vec<_>) = window.partition(|&p| place == Place::Near && p < at);
+        let tokens = |list: Vec<usize>| list.into_iter().map(Item::Token);
+        (0..self.n_sink.min(t + 1))
+            .map(Item::Token)
+            .chain(tokens(old))
+            .chain(recalled.iter().copied())
+            .chain(tokens(new))
+            .collect()
+    }
+
+    /// Whether no token older than a recall `near` is visible at `t`.
+    fn window_has_passed(&self, t: usize) -> bool {
+        self.recall.as_ref().is_some_and(|(place, at, _)| {
+            let is_older =
+                |item: &Item| matches!(item, Item::Token(p) if (self.n_sink..*at).contains(p));
+            *place == Place::Near && !self.cache_of(t).iter().any(is_older)
+        })
+    }
+}
+
+/// A timeline, the naive model, and what the buffers of a cache would hold.
+#[derive(Clone)]
+struct Run {
+    timeline: Timeline,
+    stream: Stream,
+    /// By slot: whose key it is, and where it was rotated.
+    rows: Vec<Option<(Item, RopePos)>>,
+    n_recalls: usize,
+    /// The recall still has its gap in the window.
+    is_near: bool,
+}
+
+impl Run {
+    fn new(policy: Arc<dyn EvictionPolicy>, recall_tokens: usize, chunk_tokens: usize) -> Self {
+        let (n_sink, window) = (policy.n_sink(), policy.window_tokens());
+        let timeline = Timeline::new(policy, recall_tokens, chunk_tokens).unwrap();
+        let rows = vec![None; timeline.n_slots()];
+        let stream = Stream { n_sink, window, evicted: Vec::new(), recall: None };
+        Self { timeline, stream, rows, n_recalls: 0, is_near: false }
+    }
+
+    fn sink(n_sink: usize, window_tokens: usize, recall: usize, chunk: usize) -> Self {
+        Self::new(Arc::new(SinkWindow { n_sink, window_tokens }), recall, chunk)
+    }
+
+    fn len(&self) -> usize {
+        self.stream.evicted.len()
+    }
+
+    /// As [`crate::KvCache`] does it: move if due, plan, fill all rows, look, commit.
+    fn append(&mut self, n_tokens: usize) -> Vec<RowPlan> {
+        let passed = self.is_near && self.stream.window_has_passed(self.len());
+        assert_eq!(self.timeline.is_move_due(), passed, "{self:?}");
+        if passed {
+            self.timeline.move_between();
+            self.rotate_recalled();
+            self.is_near = false;
+        }
+        let mut plan = Vec::new();
+        self.timeline.plan(n_tokens, &mut plan).unwrap();
+        assert_eq!(plan.len(), n_tokens);
+        for row in &plan {
+            let item = Item::Token(row.token.0 as usize);
+            self.rows[row.slot.0 as usize] = Some((item, row.window_pos));
+        }
+        plan.iter().for_each(|row| self.check_row(row));
+        self.timeline.advance(n_tokens);
+        self.stream.evicted.resize(self.len() + n_tokens, false);
+        self.check_state();
+        plan
+    }
+
+    /// Appends in chunks as long as the timeline takes.
+    fn append_all(&mut self, mut n_tokens: usize) {
+        while n_tokens > 0 {
+            let n = self.timeline.next_chunk(n_tokens);
+            assert_eq!(n, self.longest_chunk(n_tokens), "{self:?}");
+            self.append(n);
+            n_tokens -= n;
+        }
+    }
+
+    /// Where a chunk must be cut: before the first query, but for the next, that moves a recall.
+    fn longest_chunk(&self, n_tokens: usize) -> usize {
+        let limit = n_tokens.min(self.timeline.chunk_tokens());
+        let moves = |i: &usize| self.is_near && self.stream.window_has_passed(self.len() + i);
+        (1..limit).find(moves).unwrap_or(limit)
+    }
+
+    fn recall(&mut self, place: Place, len: usize) {
+        self.timeline.begin_recall(place, len).unwrap();
+        if len > 0 {
+            self.n_recalls += 1;
+            let item = |i| Item::Recalled { recall: self.n_recalls, i };
+            self.stream.recall = Some((place, self.len(), (0..len).map(item).collect()));
+            self.is_near = place == Place::Near;
+            self.rotate_recalled();
+        }
+        self.check_state();
+    }
+
+    fn rotate_recalled(&mut self) {
+        for i in 0..self.timeline.sections().recalled {
+            let slot = self.timeline.recalled_slot(i).0 as usize;
+            let item = Item::Recalled { recall: self.n_recalls, i };
+            self.rows[slot] = Some((item, self.timeline.recalled_pos(i)));
+        }
+    }
+
+    fn end_recall(&mut self) {
+        let moved = self.timeline.end_recall();
+        for p in moved.start.0..moved.end.0 {
+            let slot = self.timeline.slot(TokenPos(p)).0 as usize;
+            assert_eq!(self.rows[slot].map(|r| r.0), Some(Item::Token(p as usize)));
+            self.rows[slot] =
+                Some((Item::Token(p as usize), self.timeline.window_pos(TokenPos(p))));
+        }
+        self.stream.recall = None;
+        self.is_near = false;
+        self.check_state();
+    }
+
+    fn evict_before(&mut self, token: usize) {
+        self.timeline.evict_before(TokenPos(token as u64));
+        let n_evicted = token.min(self.len());
+        self.stream.evicted[..n_evicted].fill(true);
+        self.check_state();
+    }
+
+    /// A query sees the right keys, each at the distance that it has in the list.
+    fn check_row(&self, row: &RowPlan) {
+        let t = row.token.0 as usize;
+        let mut seen = Vec::new();
+        for span in row.spans.iter() {
+            let query = match span.form {
+                QueryForm::Window => row.window_pos,
+                QueryForm::Cache => row.cache_pos,
+            };
+            for slot in span.first..span.first + span.len {
+                let (item, key) = self.rows[slot].expect("a visible row was written");
+                seen.push((query.0 as i64 - key.0 as i64, item));
+            }
+        }
+        // Sums run in this order, which must not depend on where the ring wraps.
+        let tokens = || seen.iter().filter(|s| matches!(s.1, Item::Token(_)));
+        assert!(tokens().is_sorted_by_key(|s| s.1), "{row:?}");
+        seen.sort_unstable_by_key(|s| std::cmp::Reverse(s.0));
+        let list = self.stream.cache_of(t);
+        let distances = (0..list.len() as i64).rev();
+        assert_eq!(seen, distances.zip(list).collect::<Vec<_>>(), "query {t} of {self:?}");
+        let budget = self.stream.n_sink + self.timeline.recall_tokens() + self.stream.window;
+        assert!(row.cache_pos.0 <= budget as u64, "{row:?} beyond the budget of {budget}");
+    }
+
+    /// The sections hold what the next query would see; the rest is evicted.
+    fn check_state(&self) {
+        let (n, timeline) = (self.len(), &self.timeline);
+        let mut is_visible = vec![false; n + 1];
+        for item in self.stream.cache_of(n) {
+            if let Item::Token(p) = item {
+                is_visible[p] = true;
+            }
+        }
+        let sinks = n.min(self.stream.n_sink);
+        let recalled = self.stream.recall.as_ref().map_or(0, |r| r.2.len());
+        let window = is_visible[sinks..n].iter().filter(|v| **v).count();
+        assert_eq!(timeline.sections(), Sections { sinks, clusters: 0, recalled, window });
+        assert!(recalled <= timeline.recall_tokens() && window <= self.stream.window);
+        let (evicted, held) = (timeline.evicted(), timeline.held());
+        assert!(evicted.start <= evicted.end && held.start <= held.end && held.end.0 == n as u64);
+        for p in 0..n {
+            let token = TokenPos(p as u64);
+            assert_eq!(evicted.contains(&token), !is_visible[p], "token {p} of {self:?}");
+            if is_visible[p] || held.contains(&token) {
+                let slot = timeline.slot(token).0 as usize;
+                assert_eq!(self.rows[slot].map(|r| r.0), Some(Item::Token(p)), "{held:?}");
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let n_evicted = self.stream.evicted.iter().filter(|e| **e).count();
+        write!(f, "{:?}, {n_evicted} evicted, {:?}", self.timeline, self.stream.recall)
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+
+    fn place(&mut self) -> Place {
+        if self.below(2) == 0 { Place::Near } else { Place::Between }
+    }
+}
+
+fn random_step(run: &mut Run, rng: &mut Rng) {
+    let capacity = run.timeline.recall_tokens();
+    let can_recall = run.stream.recall.is_none() && run.len() >= run.stream.n_sink;
+    match rng.below(10) {
+        0 if can_recall => run.recall(rng.place(), rng.below(capacity + 1)),
+        1 => run.end_recall(),
+        2 if rng.below(4) == 0 => run.evict_before(rng.below(run.len() + 3)),
+        3 => run.append_all(1 + rng.below(40)),
+        _ => {
+            let longest = run.longest_chunk(usize::MAX);
+            run.append(1 + rng.below(longest));
+        }
+    };
+}
+
+#[test]
+fn random_operations_agree_with_the_naive_model() {
+    for seed in 0..600 {
+        let mut rng = Rng(seed);
+        let (sink, window) = (rng.below(6), 1 + rng.below(24));
+        let mut run = Run::sink(sink, window, rng.below(12), 1 + rng.below(9));
+        for _ in 0..100 {
+            random_step(&mut run, &mut rng);
+        }
+    }
+}
+
+#[test]
+fn random_operations_on_a_dense_cache_agree_with_the_naive_model() {
+    for seed in 0..200 {
+        let mut rng = Rng(seed);
+        let policy = NeverEvict { n_sink: rng.below(6), max_tokens: 2000 };
+        let mut run = Run::new(Arc::new(policy), rng.below(12), 1 + rng.below(9));
+        while run.len() < 150 {
+            random_step(&mut run, &mut rng);
+        }
+    }
+}
+
+/// Every cache of up to 3 sinks, window 4, chunk 3: 12 tokens with a recall that begins and ends
+/// anywhere, in either place.
+#[test]
+fn small_spaces_in_full() {
+    for (sink, window, chunk, len) in sizes() {
+        for place in [Place::Near, Place::Between] {
+            for begin in sink..=12 {
+                let mut begun = Run::sink(sink, window, 2, chunk);
+                begun.append_all(begin);
+                begun.recall(place, len);
+                for end in begin..=12 {
+                    let mut run = begun.clone();
+                    run.append_all(end - begin);
+                    run.end_recall();
+                    run.append_all(12 - end);
+                }
+            }
+        }
+    }
+}
+
+/// The same caches with an eviction on purpose of any tokens at any time of a recall.
+#[test]
+fn small_spaces_with_an_eviction_in_full() {
+    for (sink, window, chunk, len) in sizes() {
+        for place in [Place::Near, Place::Between] {
+            for (when, before) in (0..=6).flat_map(|w| (0..=sink + w + 4).map(move |b| (w, b))) {
+                let mut run = Run::sink(sink, window, 2, chunk);
+                run.append_all(sink + 3);
+                run.recall(place, len);
+                run.append_all(when);
+                run.evict_before(before);
+                run.append_all(2);
+                run.end_recall();
+                run.append_all(3);
+            }
+        }
+    }
+}
+
+/// Sinks, window, chunk and length of a recall.
+fn sizes() -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    let sizes = (0..=3).flat_map(|s| (1..=4).map(move |w| (s, w)));
+    let sizes = sizes.flat_map(|(s, w)| (1..=3).map(move |c| (s, w, c)));
+    sizes.flat_map(|(s, w, c)| (0..=2).map(move |len| (s, w, c, len)))
+}
+
+#[test]
+fn a_thousand_recalls() {
+    let mut run = Run::sink(4, 40, 15, 8);
+    let mut rng = Rng(1);
+    run.append_all(50);
+    for _ in 0..1000 {
+        run.recall(rng.place(), 1 + rng.below(15));
+        run.append_all(1 + rng.below(20));
+        run.end_recall();
+    }
+}
+
+#[test]
+fn two_hundred_short_turns_in_one_window() {
+    let mut run = Run::sink(4, 512, 300, 64);
+    run.append_all(100);
+    for turn in 0..200 {
+        run.recall(Place::Near, 1 + turn % 300);
+        run.append_all(2);
+        run.end_recall();
+    }
+    assert_eq!(run.timeline.evicted(), TokenPos(4)..TokenPos(4));
+}
+
+#[test]
+fn an_answer_of_ten_thousand_tokens_moves_its_recall_once() {
+    for (window, chunk) in [(96, 1), (96, 64)] {
+        let mut run = Run::sink(4, window, 30, chunk);
+        run.append_all(200);
+        run.recall(Place::Near, 30);
+        let mut moved_at = None;
+        while run.len() < 10_200 {
+            let n = run.timeline.next_chunk(10_200 - run.len());
+            let was_near = run.is_near;
+            let first = run.append(n)[0].token;
+            if was_near && !run.is_near {
+                assert_eq!(moved_at.replace(first), None);
+            }
+        }
+        // The query that is the first to see no token before the turn.
+        assert_eq!(moved_at, Some(TokenPos(200).after(window)));
+        run.end_recall();
+        run.append_all(5);
+    }
+}
+
+#[test]
+fn a_hundred_thousand_tokens_in_the_same_slots() {
+    let policy = Arc::new(SinkWindow { n_sink: 4, window_tokens: 508 });
+    let mut timeline = Timeline::new(policy, 300, 256).unwrap();
+    let (n_slots, mut rows) = (timeline.n_slots(), Vec::new());
+    while timeline.next() < TokenPos(100_000) {
+        timeline.plan(250, &mut rows).unwrap();
+        assert!(rows.iter().all(|row| (row.slot.0 as usize) < n_slots));
+        let in_buffer = |s: &Span| s.first + s.len <= n_slots;
+        assert!(rows.iter().all(|row| row.spans.iter().all(in_buffer)));
+        timeline.advance(250);
+    }
+    assert_eq!(timeline.n_slots(), n_slots);
+    assert_eq!(n_slots, 4 + 300 + 508 + 256);
+}
+
+/// The bits of a result depend on positions and the order of spans, not on slots: without a recall
+/// both are those of a cache that has no room for one.
+#[test]
+fn with_nothing_recalled_remember_has_the_positions_of_sink() {
+    let plan = |recall_tokens: usize| {
+        let mut run = Run::sink(3, 10, recall_tokens, 4);
+        let mut rows = Vec::new();
+        for _ in 0..30 {
+            run.end_recall();
+            if run.len() >= 3 {
+                run.recall(Place::Near, 0);
+            }
+            let n = run.timeline.next_chunk(3);
+            rows.extend(run.append(n));
+        }
+        let moved =
+            |s: &Span| (s.first - if s.first < 3 { 0 } else { recall_tokens }, s.len, s.form);
+        rows.into_iter()
+            .map(|r| (r.window_pos, r.cache_pos, r.spans.iter().map(moved).collect::<Vec<_>>()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(plan(0), plan(7));
+}
