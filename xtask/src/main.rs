@@ -1,2 +1,37 @@
-//! (essay)
-fn main() {}
+//! Repository chores.
+//!
+//! `cargo xtask check` is the whole gate; CI calls nothing else. `cargo xtask soak` holds what takes
+//! longer. Neither installs system packages; `check` pulls the models that its tests need.
+
+mod check;
+mod models;
+mod soak;
+mod structure;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  check   formatting, lints, documentation, structure, licences, tests, tests on real models
+  soak    what takes longer: a million-token stream, tables of sinks and windows (see --help)";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["check"] => check::run(),
+        ["soak", rest @ ..] => soak::run(rest),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

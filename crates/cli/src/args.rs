@@ -8,6 +8,8 @@ use everstream_runtime::kv_cache::{KvType, Place};
 use everstream_runtime::memory::{Gate, RecallOrder};
 use everstream_runtime::{Policy, RecallConfig, SamplerConfig, SessionConfig};
 
+use crate::examples;
+
 const EXAMPLES: &str = "\
 Examples:
   everstream demo                                   watch it read, forget and remember
@@ -48,20 +50,28 @@ pub(crate) struct Common {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Read a chronicle fifteen times longer than the cache, then ask about what left it
+    #[command(after_help = examples::DEMO)]
     Demo(DemoArgs),
     /// Talk with a model; with piped input each line is a turn
+    #[command(after_help = examples::CHAT)]
     Chat(ChatArgs),
     /// Continue a text
+    #[command(after_help = examples::GENERATE)]
     Generate(GenerateArgs),
     /// Score a text under one or more policies, on the same positions
+    #[command(after_help = examples::PERPLEXITY)]
     Perplexity(PerplexityArgs),
     /// Measure prefill, decode, and time per token over the stream
+    #[command(after_help = examples::BENCH)]
     Bench(BenchArgs),
     /// Show what a model file contains, and the memory it needs
+    #[command(after_help = examples::INSPECT)]
     Inspect(InspectArgs),
     /// Download and verify a model
+    #[command(after_help = examples::PULL)]
     Pull(PullArgs),
     /// List known models
+    #[command(after_help = examples::MODELS)]
     Models(ModelsArgs),
 }
 
@@ -247,7 +257,8 @@ pub(crate) struct ChatArgs {
     /// System prompt; its tokens are pinned as sinks
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// Text files to read first
+    /// Text files to read first. Without --system the stream then begins with the text itself,
+    /// which the small models were measured to remember best
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) ingest: Vec<PathBuf>,
     /// Print one JSON object for each turn
@@ -323,15 +334,19 @@ pub(crate) struct BenchArgs {
     /// Repetitions; medians are printed
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) repetitions: usize,
-    /// Also stream this many tokens and plot time per token over the position
+    /// Also stream this many tokens, and report time and memory by position
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) stream_tokens: usize,
-    /// Write the plot of the stream here
+    /// Write a plot of the stream here
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
-    /// Text of the stream [default: random tokens]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) text: Option<PathBuf>,
+    /// Text of the stream, one file after the other; its perplexity is reported, too [default:
+    /// random tokens]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) text: Vec<PathBuf>,
+    /// Seed of random tokens
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -341,11 +356,17 @@ pub(crate) struct BenchArgs {
 pub(crate) struct InspectArgs {
     /// A known name, hf:ORG/REPO/FILE, or the path of a GGUF file
     pub(crate) model: String,
+    /// Policy of the cache whose memory is shown
+    #[arg(long, value_name = "POLICY", default_value = "remember")]
+    pub(crate) policy: Policy,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     /// Tokens of recalled context
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) context_tokens: usize,
+    /// List all metadata
+    #[arg(long)]
+    pub(crate) metadata: bool,
     /// List all tensors
     #[arg(long)]
     pub(crate) tensors: bool,

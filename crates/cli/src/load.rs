@@ -17,13 +17,7 @@ use crate::output::PullProgress;
 /// The cache folder and where models come from. The only place that reads the environment.
 pub(crate) fn hub(common: &Common) -> anyhow::Result<Hub> {
     let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let cache_dir = match &common.cache_dir {
-        Some(dir) => dir.clone(),
-        None => default_cache_dir().context(
-            "no cache folder: neither XDG_CACHE_HOME nor HOME is set; use --cache-dir DIR",
-        )?,
-    };
-    let mut config = HubConfig::new(cache_dir);
+    let mut config = HubConfig::new(cache_dir(common)?);
     config.hf_endpoint = variable("HF_ENDPOINT");
     config.hf_token = variable("HF_TOKEN");
     if let Some(python) = variable("EVERSTREAM_PYTHON") {
@@ -31,6 +25,16 @@ pub(crate) fn hub(common: &Common) -> anyhow::Result<Hub> {
     }
     config.offline = common.offline;
     Ok(Hub::new(config))
+}
+
+/// The folder for models and for the history of `chat`.
+pub(crate) fn cache_dir(common: &Common) -> anyhow::Result<PathBuf> {
+    match &common.cache_dir {
+        Some(dir) => Ok(dir.clone()),
+        None => default_cache_dir().context(
+            "no cache folder: neither XDG_CACHE_HOME nor HOME is set; use --cache-dir DIR",
+        ),
+    }
 }
 
 fn default_cache_dir() -> Option<PathBuf> {

@@ -3,8 +3,11 @@
 
 mod args;
 mod commands;
+mod examples;
+mod host;
 mod load;
 mod output;
+mod plot;
 
 use std::process::ExitCode;
 

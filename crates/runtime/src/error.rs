@@ -39,6 +39,15 @@ pub enum SessionError {
         "policy remember needs a sentence encoder: run `everstream pull minilm`, or use --policy sink"
     )]
     NoEmbedder,
+    /// A cache that the system has no memory for.
+    #[error(
+        "no memory for a cache of {:.1} GB: use a smaller window, chunk or recalled context",
+        *bytes as f64 / 1e9
+    )]
+    NoRoom {
+        /// Its size.
+        bytes: u64,
+    },
     /// Generation from an empty stream.
     #[error("there is nothing to continue: the prompt is empty")]
     EmptyStream,

@@ -29,6 +29,7 @@
 
 mod config;
 mod error;
+mod footprint;
 mod generate;
 pub mod perplexity;
 mod recorder;
@@ -37,6 +38,7 @@ mod session;
 
 pub use config::{Policy, RecallConfig, SessionConfig};
 pub use error::SessionError;
+pub use footprint::CacheFootprint;
 pub use generate::{GenerateOptions, Generated, StopReason};
 pub use recorder::Origin;
 pub use sampler::{Sampler, SamplerConfig};

@@ -62,7 +62,7 @@ impl Session {
         embedder: Option<Arc<dyn Embedder>>,
         config: SessionConfig,
     ) -> Result<Self, SessionError> {
-        config.check()?;
+        config.footprint(model.config())?.check_room()?;
         let recall_tokens = config.recall_capacity();
         let mut cache_config =
             model.cache_config(config.eviction(), recall_tokens, config.chunk_tokens);
@@ -179,6 +179,19 @@ impl Session {
     ///
     /// [`SessionError`]; then nothing is recalled.
     pub fn recall(&mut self, query: &str) -> Result<&Recall, SessionError> {
+        self.recall_up_to(query, self.config.recall.max_blocks)
+    }
+
+    /// As [`Session::recall`], with at most `max_blocks` blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::recall`].
+    pub fn recall_up_to(
+        &mut self,
+        query: &str,
+        max_blocks: usize,
+    ) -> Result<&Recall, SessionError> {
         let start = Instant::now();
         self.cache.end_recall();
         let query = if query.trim().is_empty() { self.newest_text() } else { query.to_owned() };
@@ -186,7 +199,7 @@ impl Session {
         if let Some(recorder) = &mut self.recorder {
             let request = RecallRequest {
                 max_tokens: self.config.context_tokens,
-                max_blocks: self.config.recall.max_blocks,
+                max_blocks,
                 order: self.config.recall.order,
                 ..RecallRequest::new(&query, self.cache.timeline().evicted())
             };

@@ -1,0 +1,56 @@
+//! The examples that end each command's help.
+
+pub(crate) const DEMO: &str = "\
+Examples:
+  everstream demo                               five questions about what the cache has lost
+  everstream demo --seed 7                      five others
+  everstream demo --all --model qwen2.5-coder-0.5b";
+
+pub(crate) const CHAT: &str = "\
+Examples:
+  everstream chat
+  everstream chat --ingest notes.md log.txt     talk about texts of any length
+  everstream chat --system 'Answer in one sentence.' --policy sink
+  echo 'Who locked the gate?' | everstream chat --ingest log.txt --json
+
+On a terminal, lines that begin with / are commands (/help lists them), Ctrl-C stops an answer and
+Ctrl-D ends the program. With piped input each line is a turn and each answer one line on standard
+output; recalls and progress go to standard error.";
+
+pub(crate) const GENERATE: &str = "\
+Examples:
+  everstream generate --prompt 'Once upon a time'
+  everstream generate --file story.txt --max-tokens 500 --temperature 0.8 --seed 3
+  fortune | everstream generate --file - --json";
+
+pub(crate) const PERPLEXITY: &str = "\
+Examples:
+  everstream perplexity --text book.txt --policy sink --window 1020
+  everstream perplexity --text book.txt --tokens 4000 --policy dense,window,sink --json
+  everstream perplexity --text book.txt --tokens 4000 --policy recompute,sink --every 50";
+
+pub(crate) const BENCH: &str = "\
+Examples:
+  everstream bench
+  everstream bench --model qwen2.5-coder-0.5b --threads 2 --json
+  everstream bench --stream-tokens 200000 --window 508 --plot stream.svg
+  everstream bench --stream-tokens 100000 --text book-1.txt book-2.txt";
+
+pub(crate) const INSPECT: &str = "\
+Examples:
+  everstream inspect smollm2-135m
+  everstream inspect model.gguf --policy sink --window 4092
+  everstream inspect model.gguf --tensors --metadata
+  everstream inspect hf:ORG/REPO/FILE.gguf --json";
+
+pub(crate) const PULL: &str = "\
+Examples:
+  everstream pull smollm2-135m
+  everstream pull hf:ORG/REPO/FILE.gguf
+  everstream pull ./model.gguf                  only checks the file
+  everstream --cache-dir /data/models pull minilm --json";
+
+pub(crate) const MODELS: &str = "\
+Examples:
+  everstream models
+  everstream models --json";

@@ -1,0 +1,68 @@
+//! The gate: every stage in order, the first failure ends it.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+
+use crate::{models, structure};
+
+/// Runs all stages.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let start = Instant::now();
+    stage("formatting", || cargo(&["fmt", "--all", "--check"]))?;
+    stage("structure", structure::check)?;
+    stage("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    stage("documentation", || {
+        let mut command = command(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+        command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
+        run_command(&mut command)
+    })?;
+    stage("tests", || cargo(&["test", "--workspace"]))?;
+    stage("features alone", || {
+        cargo(&["check", "--package", "everstream-hub", "--no-default-features"])
+    })?;
+    let models = stage_value("models", models::pull)?;
+    stage("tests on real models", || {
+        // Soak tests are ignored as well, and run by `cargo xtask soak`.
+        let mut command = command(&["test", "--workspace", "--", "--ignored", "--skip", "soak_"]);
+        command.envs(models.variables());
+        run_command(&mut command)
+    })?;
+    println!("xtask: all stages passed in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn stage(name: &str, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    stage_value(name, run)
+}
+
+fn stage_value<T>(name: &str, run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    println!("xtask: {name}");
+    let start = Instant::now();
+    let value = run().with_context(|| format!("stage {name:?} failed"))?;
+    println!("xtask: {name} took {:.0} s", start.elapsed().as_secs_f64());
+    Ok(value)
+}
+
+/// Runs cargo in the repository.
+pub(crate) fn cargo(args: &[&str]) -> anyhow::Result<()> {
+    run_command(&mut command(args))
+}
+
+/// A cargo command in the repository.
+pub(crate) fn command(args: &[&str]) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(args).current_dir(structure::root());
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) fn run_command(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
