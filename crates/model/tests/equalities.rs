@@ -18,17 +18,19 @@ use everstream_kv_cache::{
 use everstream_model::{Arithmetic, ForwardError, Model, ModelOptions, Sequence, Workspace};
 use naive::{Step, Stored};
 
-/// Of the largest logit. The engine computes in f32, the naive run in f64; sums of up to 512
-/// products through two layers differ by a few 1e-6, and 10 times that is allowed.
-const TOLERANCE: f64 = 5e-5;
+/// Of the largest logit. The engine computes in f32, the naive run in f64, which makes 1.3e-6 after
+/// two layers with sums of up to 512 products; a key one position off makes more than 1e-3.
+const TOLERANCE: f64 = 1e-5;
 
 fn tiny() -> [PathBuf; 2] {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     ["tiny-llama.gguf", "tiny-qwen2.gguf"].map(|name| folder.join(name))
 }
 
+/// On one thread: tests run side by side, and a tiny model gains nothing from more.
 fn open(path: &Path, arithmetic: Arithmetic) -> Model {
-    Model::open(path, ModelOptions { arithmetic, ..Default::default() }).unwrap()
+    let n_threads = NonZeroUsize::MIN;
+    Model::open(path, ModelOptions { arithmetic, n_threads, ..Default::default() }).unwrap()
 }
 
 /// Runs a check on both tiny models in both arithmetics.

@@ -1,0 +1,202 @@
+//! The commands of a chat: lines that begin with `/`.
+
+use std::fmt::Write;
+
+use everstream_runtime::kv_cache::Place;
+use everstream_runtime::memory::RecallOrder;
+use everstream_runtime::{Policy, Session};
+
+use crate::output;
+
+const HELP: &str = "\
+/help            this list
+/stats           tokens, cache, memory, times
+/policy          the policy and the sections of the cache
+/memory          what the memory holds
+/memory QUERY    the blocks nearest to a query, recalled or not
+/quit            ends the chat, as Ctrl-D does
+Ctrl-C stops an answer. A line that begins with // is a turn that begins with /.";
+
+/// Blocks that a search shows.
+const N_FOUND: usize = 5;
+/// Characters of a block that a search shows.
+const SHOWN_CHARS: usize = 100;
+
+/// What a line is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line<'a> {
+    Blank,
+    Turn(&'a str),
+    Command(Command<'a>),
+    /// A word that looks like a command.
+    Unknown(&'a str),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Command<'a> {
+    Help,
+    Stats,
+    Policy,
+    /// The query may be empty.
+    Memory(&'a str),
+    Quit,
+}
+
+/// `/` and letters make a command; a path such as `/etc/hosts` is part of a turn.
+pub(super) fn parse(line: &str) -> Line<'_> {
+    let line = line.trim();
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    match word.strip_prefix('/') {
+        None if line.is_empty() => Line::Blank,
+        Some(name) if name.starts_with('/') => Line::Turn(&line[1..]),
+        Some("help") => Line::Command(Command::Help),
+        Some("stats") => Line::Command(Command::Stats),
+        Some("policy") => Line::Command(Command::Policy),
+        Some("memory") => Line::Command(Command::Memory(rest.trim())),
+        Some("quit") => Line::Command(Command::Quit),
+        Some(name) if name.chars().all(|c| c.is_ascii_alphabetic()) => Line::Unknown(word),
+        _ => Line::Turn(line),
+    }
+}
+
+/// The answer to a command.
+pub(super) fn run(session: &mut Session, command: Command<'_>) -> anyhow::Result<String> {
+    Ok(match command {
+        Command::Help | Command::Quit => HELP.to_owned(),
+        Command::Stats => stats(session),
+        Command::Policy => policy(session),
+        Command::Memory("") => memory(session),
+        Command::Memory(query) => search(session, query)?,
+    })
+}
+
+/// The policy and the capacities of the sections, on one line.
+pub(super) fn policy(session: &Session) -> String {
+    let c = session.config();
+    let name = c.policy;
+    match name {
+        Policy::Dense => format!("policy {name}: all of up to {} tokens", c.max_tokens),
+        Policy::Window => format!("policy {name}: {} recent tokens", c.window_tokens),
+        Policy::Recompute => {
+            format!("policy {name}: {} recent tokens, computed anew", c.window_tokens)
+        }
+        Policy::Sink => format!("policy {name}: {} sinks + {} recent", c.n_sink, c.window_tokens),
+        Policy::Remember => {
+            let place = match c.recall.place {
+                Place::Near => "near",
+                Place::Between => "between",
+            };
+            let order = match c.recall.order {
+                RecallOrder::BestLast => "best last",
+                RecallOrder::Stream => "in stream order",
+            };
+            format!(
+                "policy {name}: {} sinks + {} recalled + {} recent; up to {} blocks, {place}, \
+                 {order}, distance up to {}",
+                c.n_sink,
+                c.context_tokens,
+                c.window_tokens,
+                c.recall.max_blocks,
+                c.recall.gate.max_distance.map_or("any".to_owned(), |d| d.to_string()),
+            )
+        }
+    }
+}
+
+fn stats(session: &Session) -> String {
+    let (s, t) = (session.sections(), session.timings());
+    let evicted = session.evicted();
+    let (kv, raw) = session.cache_bytes();
+    let size = |bytes: usize| output::size(bytes as u64);
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<10} {value}");
+    };
+    let n_evicted = evicted.end.since(evicted.start);
+    line("tokens", format!("{} read, {n_evicted} evicted", session.n_tokens()));
+    line(
+        "cache",
+        format!(
+            "{} sinks + {} clusters + {} recalled + {} recent",
+            s.sinks, s.clusters, s.recalled, s.window
+        ),
+    );
+    line("", format!("{}, and {} of keys before rotation", size(kv), size(raw)));
+    if let Some(memory) = session.memory() {
+        let stats = memory.stats();
+        line("memory", format!("{} blocks, {}", stats.n_blocks, size(stats.kv_bytes)));
+    }
+    if let Some(bytes) = output::resident_bytes() {
+        line("resident", output::size(bytes));
+    }
+    line(
+        "time",
+        format!(
+            "{:.1} s in the model, {:.1} s remembering, {:.1} s recalling",
+            t.forward.as_secs_f64(),
+            t.remember.as_secs_f64(),
+            t.recall.as_secs_f64()
+        ),
+    );
+    text
+}
+
+/// What the memory holds and has done.
+fn memory(session: &Session) -> String {
+    let Some(memory) = session.memory() else { return no_memory(session) };
+    let s = memory.stats();
+    format!(
+        "{} blocks of {} tokens together, {} of keys and values; {} indexed, {} waiting\n\
+         {} recalls: {} blocks ({} tokens) recalled, {} turned away by the gate, {} too long\n",
+        s.n_blocks,
+        s.n_tokens,
+        output::size(s.kv_bytes as u64),
+        s.n_indexed,
+        s.n_pending,
+        s.recalls_total,
+        s.recalled_blocks_total,
+        s.recalled_tokens_total,
+        s.gated_blocks_total,
+        s.skipped_blocks_total,
+    )
+}
+
+fn search(session: &mut Session, query: &str) -> anyhow::Result<String> {
+    let Some(memory) = session.memory_mut() else { return Ok(no_memory(session)) };
+    let mut text = String::new();
+    for found in memory.search(query, N_FOUND)? {
+        let (block, range) = (&found.block, found.block.range());
+        let source = block.source().map_or(String::new(), |s| format!("{}:{} ", s.file, s.line));
+        let words = output::first_words(block.text(), SHOWN_CHARS);
+        let (start, end) = (range.start.0, range.end.0);
+        let _ =
+            writeln!(text, "distance {:.3}, tokens {start}..{end} {source}{words}", found.distance);
+    }
+    Ok(if text.is_empty() { "the memory is empty\n".to_owned() } else { text })
+}
+
+fn no_memory(session: &Session) -> String {
+    format!("policy {} has no memory: start with --policy remember\n", session.config().policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_told_apart() {
+        let check = |line, expected| assert_eq!(parse(line), expected, "{line:?}");
+        check("", Line::Blank);
+        check(" \t", Line::Blank);
+        check(" Who? ", Line::Turn("Who?"));
+        check("/quit", Line::Command(Command::Quit));
+        check(" /memory  the gate ", Line::Command(Command::Memory("the gate")));
+        check("/memory", Line::Command(Command::Memory("")));
+        check("/stats now", Line::Command(Command::Stats));
+        check("/exit", Line::Unknown("/exit"));
+        check("/", Line::Unknown("/"));
+        check("/etc/hosts is a file", Line::Turn("/etc/hosts is a file"));
+        check("//quit", Line::Turn("/quit"));
+        check("1 / 2", Line::Turn("1 / 2"));
+    }
+}
