@@ -1,5 +1,6 @@
 //! The gate: every stage in order, the first failure ends it.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -56,6 +57,25 @@ pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(cargo);
     command.args(args).current_dir(structure::root());
     command
+}
+
+/// How to build.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Dev,
+    Release,
+}
+
+/// Builds the whole workspace and returns the path of one of its programs. Building a package
+/// alone would unify features differently, and compile half of the dependencies once more.
+pub(crate) fn built(program: &str, profile: Profile) -> anyhow::Result<PathBuf> {
+    let mut build = command(&["build", "--quiet", "--workspace", "--bins", "--examples"]);
+    if profile == Profile::Release {
+        build.arg("--release");
+    }
+    run_command(&mut build)?;
+    let folder = if profile == Profile::Release { "release" } else { "debug" };
+    Ok(structure::target_folder()?.join(folder).join(program))
 }
 
 /// Runs a command to its end.

@@ -1,11 +1,11 @@
 //! Pulls the models that tests on real models need, with the project's own binary.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::check::command;
+use crate::check::{Profile, built};
 use crate::structure;
 
 /// Where the models are.
@@ -49,12 +49,11 @@ pub(crate) fn pull() -> anyhow::Result<Models> {
 }
 
 fn pull_one(name: &str) -> anyhow::Result<PathBuf> {
-    let mut command = command(&["run", "--quiet", "--package", "everstream", "--", "pull"]);
-    let output = command
-        .args([name, "--json"])
+    let output = Command::new(built("everstream", Profile::Dev)?)
+        .args(["pull", name, "--json"])
         .stderr(Stdio::inherit())
         .output()
-        .context("cannot run cargo")?;
+        .context("cannot run everstream")?;
     if !output.status.success() {
         bail!("`everstream pull {name}` failed");
     }

@@ -1,8 +1,10 @@
 //! What takes longer than a gate should. Results are committed to the docs.
 
+use std::process::Command;
+
 use anyhow::bail;
 
-use crate::check::{command, run_command};
+use crate::check::{Profile, built, command, run_command};
 use crate::models;
 
 const USAGE: &str = "\
@@ -31,8 +33,6 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
 /// Runs one of the measuring programs of `runtime` on the models and data of this machine.
 fn example(name: &str, args: &[&str]) -> anyhow::Result<()> {
     let models = models::pull()?;
-    let mut run =
-        command(&["run", "--release", "--package", "everstream-runtime", "--example", name]);
-    run.arg("--").args(args).envs(models.variables());
-    run_command(&mut run)
+    let program = built(&format!("examples/{name}"), Profile::Release)?;
+    run_command(Command::new(program).args(args).envs(models.variables()))
 }

@@ -75,8 +75,7 @@ fn draw(svg: &mut String, chart: &Chart, x_axis: &Axis, top: f64) {
         );
     }
     let finite = chart.points.iter().filter(|p| p.0.is_finite() && p.1.is_finite());
-    let points: Vec<(f64, f64)> =
-        finite.map(|&(x, y)| (x_axis.x(x), y_axis.y(y, top))).collect();
+    let points: Vec<(f64, f64)> = finite.map(|&(x, y)| (x_axis.x(x), y_axis.y(y, top))).collect();
     let line: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
     let _ = writeln!(svg, r#"<polyline class="line" points="{}"/>"#, line.join(" "));
     for (x, y) in points {

@@ -1,7 +1,7 @@
 //! The forward pass: from token ids to hidden states, through the caches of one or more streams.
 //!
 //! One function, [`Model::forward`], covers all supported families; what differs between them is
-//! data in [`ModelConfig`]. It takes a *batch*: a chunk of one stream, one token from each of
+//! data in [`crate::ModelConfig`]. It takes a *batch*: a chunk of one stream, one token from each of
 //! several streams, or any mixture. The result of a row does not depend on the other rows, bit for
 //! bit, since every kernel sums each output in one fixed order.
 

@@ -226,7 +226,9 @@ fn gold_blocks(memory: &Memory, gold: &Range<u64>) -> anyhow::Result<Recall> {
 }
 
 fn answer(session: &mut Session, question: &str) -> anyhow::Result<String> {
-    session.read_turn(&format!("{question} Answer with a few words from the text."))?;
+    let turn = format!("Question: {question}\nShort answer:");
+    let tokens = session.encode(&turn)?;
+    session.append(&tokens, Origin::turn(Role::User))?;
     let options = GenerateOptions {
         max_tokens: 24,
         stop: vec!["\n".to_owned()],

@@ -10,20 +10,32 @@
 //! [`Session::branch`] continues one stream in several ways; [`perplexity`] scores a text under
 //! any [`Policy`].
 //!
-//! ```no_run
+//! ```
 //! use std::ops::ControlFlow;
-//! use std::path::Path;
 //! use std::sync::Arc;
-//! use everstream_runtime::{memory::MiniLm, model::Model, Origin, Session, SessionConfig};
+//! use everstream_runtime::memory::{Gate, HashEmbedder};
+//! use everstream_runtime::{GenerateOptions, Origin, Session, SessionConfig, model::Model};
 //!
-//! let model = Arc::new(Model::open(Path::new("model.gguf"), Default::default())?);
-//! let encoder = Arc::new(MiniLm::open(Path::new("all-MiniLM-L6-v2"))?);
-//! let mut session = Session::new(model, Some(encoder), SessionConfig::default())?;
-//! session.ingest("…", Origin::file("log.txt"), &mut |_, _, _| ControlFlow::Continue(()))?;
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/tests/golden/tiny-llama.gguf");
+//! # let path = std::path::Path::new(path);
+//! # let log = "The gate was locked by Ines.\n\nRain fell on the quay all day.\n\n".repeat(30);
+//! let model = Arc::new(Model::open(path, Default::default())?);
+//! // With a real model: memory::MiniLm::open(folder)?
+//! let encoder = Arc::new(HashEmbedder);
+//! let mut config = SessionConfig { window_tokens: 96, ..SessionConfig::default() };
+//! config.recall.gate = Gate::OPEN;
+//!
+//! let mut session = Session::new(model, Some(encoder), config)?;
+//! session.ingest(&log, Origin::file("log.txt"), &mut |_, _, _| ControlFlow::Continue(()))?;
 //! let recall = session.turn("Who locked the gate?")?;
-//! println!("{} blocks recalled", recall.blocks.len());
-//! let answer = session.answer(&Default::default(), &mut |_| ControlFlow::Continue(()))?;
-//! println!("{}", answer.text);
+//! assert!(recall.blocks.iter().any(|b| b.block.text().contains("Ines")));
+//!
+//! let options = GenerateOptions { max_tokens: 8, ..Default::default() };
+//! let answer = session.answer(&options, &mut |piece| {
+//!     print!("{piece}");
+//!     ControlFlow::Continue(())
+//! })?;
+//! assert!(answer.tokens.len() <= 8);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

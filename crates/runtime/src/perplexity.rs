@@ -20,7 +20,7 @@ pub const RECALL_EVERY: usize = 64;
 pub struct Positions {
     /// The first token scored, at least 1.
     pub first: usize,
-    /// Distance to the next; 1 scores all.
+    /// Distance to the next, at least 1; 1 scores all.
     pub every: usize,
 }
 
@@ -79,6 +79,10 @@ pub fn score(
     positions: Positions,
     progress: &mut dyn FnMut(usize, f64),
 ) -> Result<Score, SessionError> {
+    if positions.every == 0 {
+        let (what, rule) = ("the distance of scored tokens", "at least 1".to_owned());
+        return Err(SessionError::Setting { what, value: 0, rule });
+    }
     let policy = config.policy;
     config.recall.place = Place::Between;
     let mut session = Session::new(Arc::clone(model), embedder, config)?;

@@ -35,6 +35,13 @@ impl Origin {
         let source = Source { file: Arc::from(name), line: 1 };
         Self { role: Role::Document, source: Some(source) }
     }
+
+    /// Moves on past a token: it may end lines.
+    pub(crate) fn move_past(&mut self, token: &[u8]) {
+        if let Some(source) = &mut self.source {
+            source.line += token.iter().filter(|&&b| b == b'\n').count() as u64;
+        }
+    }
 }
 
 /// A token of the open block.
@@ -49,6 +56,10 @@ struct OpenToken {
 pub(crate) struct Recorder {
     pub(crate) memory: Memory,
     cutter: BlockCutter,
+    /// Lengths of blocks that are cut and not stored. Some stay only if storing failed: the next
+    /// call begins with them.
+    cut: Vec<usize>,
+    /// Tokens that are in no stored block.
     open: Vec<OpenToken>,
     /// Position of the first open token.
     first: TokenPos,
@@ -61,7 +72,8 @@ pub(crate) struct Recorder {
 impl Recorder {
     pub(crate) fn new(memory: Memory, first: TokenPos, shape: KvShape, kv_type: KvType) -> Self {
         let cutter = memory.cutter();
-        Self { memory, cutter, open: Vec::new(), first, shape, kv_type, elapsed: Duration::ZERO }
+        let (cut, open, elapsed) = (Vec::new(), Vec::new(), Duration::ZERO);
+        Self { memory, cutter, cut, open, first, shape, kv_type, elapsed }
     }
 
     /// Reads tokens that the cache has just taken; `origin` moves on past them.
@@ -72,16 +84,13 @@ impl Recorder {
         origin: &mut Origin,
         cache: &KvCache,
     ) -> Result<(), SessionError> {
-        let mut completed = Vec::new();
         for &id in tokens {
             let bytes = tokenizer.token_bytes(id);
             self.open.push(OpenToken { id, origin: origin.clone() });
-            self.cutter.push(bytes, &mut completed);
-            if let Some(source) = &mut origin.source {
-                source.line += bytes.iter().filter(|&&b| b == b'\n').count() as u64;
-            }
+            self.cutter.push(bytes, &mut self.cut);
+            origin.move_past(bytes);
         }
-        self.remember(&completed, tokenizer, cache)
+        self.remember(tokenizer, cache)
     }
 
     /// Ends a turn: a block does not run on into the next one if it is long enough.
@@ -90,9 +99,8 @@ impl Recorder {
         tokenizer: &Tokenizer,
         cache: &KvCache,
     ) -> Result<(), SessionError> {
-        let mut completed = Vec::new();
-        self.cutter.end_turn(&mut completed);
-        self.remember(&completed, tokenizer, cache)
+        self.cutter.end_turn(&mut self.cut);
+        self.remember(tokenizer, cache)
     }
 
     /// A copy for a branch of the stream; blocks are shared.
@@ -100,6 +108,7 @@ impl Recorder {
         Ok(Self {
             memory: self.memory.branch()?,
             cutter: self.cutter.clone(),
+            cut: self.cut.clone(),
             open: self.open.clone(),
             first: self.first,
             shape: self.shape,
@@ -108,14 +117,9 @@ impl Recorder {
         })
     }
 
-    fn remember(
-        &mut self,
-        completed: &[usize],
-        tokenizer: &Tokenizer,
-        cache: &KvCache,
-    ) -> Result<(), SessionError> {
+    fn remember(&mut self, tokenizer: &Tokenizer, cache: &KvCache) -> Result<(), SessionError> {
         let start = Instant::now();
-        for &len in completed {
+        while let Some(&len) = self.cut.first() {
             let range = self.first..self.first.after(len);
             let tokens: Vec<u32> = self.open[..len].iter().map(|t| t.id).collect();
             let text = String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned();
@@ -129,6 +133,7 @@ impl Recorder {
                 text,
             };
             self.memory.remember(block)?;
+            self.cut.remove(0);
             self.open.drain(..len);
             self.first = range.end;
         }

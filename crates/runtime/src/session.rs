@@ -156,8 +156,9 @@ impl Session {
     ///
     /// [`SessionError`].
     pub fn turn(&mut self, text: &str) -> Result<&Recall, SessionError> {
+        let tokens = self.encode_user_turn(text)?;
         self.recall(text)?;
-        self.read_turn(text)?;
+        self.append(&tokens, Origin::turn(Role::User))?;
         Ok(self.last_recall.get_or_insert_default())
     }
 
@@ -167,8 +168,7 @@ impl Session {
     ///
     /// [`SessionError`].
     pub fn read_turn(&mut self, text: &str) -> Result<(), SessionError> {
-        let turn = self.model.template().user_turn(text)?;
-        let tokens = encode_turn(&self.model, &turn)?;
+        let tokens = self.encode_user_turn(text)?;
         self.append(&tokens, Origin::turn(Role::User))
     }
 
@@ -364,6 +364,10 @@ impl Session {
         Ok(self.model.tokenizer().encode(text, SpecialTokens::AsText))
     }
 
+    fn encode_user_turn(&self, text: &str) -> Result<Vec<u32>, SessionError> {
+        encode_turn(&self.model, &self.model.template().user_turn(text)?)
+    }
+
     fn read_all(
         &mut self,
         tokens: &[u32],
@@ -412,8 +416,10 @@ impl Session {
         self.timings.forward += start.elapsed();
         if let Some(recorder) = &mut self.recorder {
             let n_pinned = TokenPos(self.config.pinned() as u64).since(first).min(tokens.len());
+            let (pinned, tokens) = tokens.split_at(n_pinned);
             let tokenizer = self.model.tokenizer();
-            recorder.read(&tokens[n_pinned..], tokenizer, origin, &self.cache)?;
+            pinned.iter().for_each(|&id| origin.move_past(tokenizer.token_bytes(id)));
+            recorder.read(tokens, tokenizer, origin, &self.cache)?;
         }
         Ok(())
     }
@@ -449,7 +455,11 @@ impl Session {
                 }
                 self.recent.len() - 1
             }
-            _ => self.workspace.n_rows() - 1,
+            _ => match self.workspace.n_rows().checked_sub(1) {
+                Some(last) => last,
+                // A branch that has read nothing yet: it has the logits of its original.
+                None => return,
+            },
         };
         let logits = self.model.logits(&mut self.workspace, last..last + 1);
         self.logits.clear();

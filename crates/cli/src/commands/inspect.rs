@@ -140,8 +140,7 @@ impl<'a> Report<'a> {
         let text = |key| self.text(key).unwrap_or_else(|| "(not given)".to_owned());
         let (bytes, version) = (self.files.bytes, self.gguf.version());
         let template = if self.has_template { "its own" } else { "none (ChatML stands in)" };
-        let tokenizer =
-            format!("{}, {}", text("tokenizer.ggml.model"), text("tokenizer.ggml.pre"));
+        let tokenizer = format!("{}, {}", text("tokenizer.ggml.model"), text("tokenizer.ggml.pre"));
         let mut lines = vec![
             ("model", text("general.name")),
             ("file", self.files.main.display().to_string()),
@@ -156,7 +155,8 @@ impl<'a> Report<'a> {
 }
 
 fn config_lines(model: &ModelConfig) -> Vec<(&'static str, String)> {
-    let embedding = if model.tied_embeddings { "tied to the output" } else { "with its own output" };
+    let embedding =
+        if model.tied_embeddings { "tied to the output" } else { "with its own output" };
     let bias = if model.has_qkv_bias { ", with biases" } else { "" };
     vec![
         ("layers", model.n_layers.to_string()),

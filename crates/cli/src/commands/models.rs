@@ -63,7 +63,11 @@ pub(crate) fn list(common: &Common, args: &ModelsArgs) -> anyhow::Result<()> {
         writeln!(out, "{}", json!({ "models": models }))?;
         return Ok(());
     }
-    writeln!(out, "{:<20} {:>9}  {:<19} {:<17} {:<10} about", "name", "size", "licence", "kind", "state")?;
+    writeln!(
+        out,
+        "{:<20} {:>9}  {:<19} {:<17} {:<10} about",
+        "name", "size", "licence", "kind", "state"
+    )?;
     for model in listed {
         writeln!(
             out,

@@ -36,7 +36,7 @@ impl Chat<'_> {
         let (start, before) = (Instant::now(), self.session.timings());
         let n_before = self.session.n_tokens();
         let recall = self.session.turn(text)?.clone();
-        let prefill = start.elapsed();
+        let (n_prompt, prefill) = (self.session.n_tokens() - n_before, start.elapsed());
         self.show(&recall);
         let (generated, ttft) = self.answer(start)?;
         self.n_turns += 1;
@@ -44,7 +44,6 @@ impl Chat<'_> {
             eprintln!("{}", output::dim("(stopped)"));
         }
         if self.args.json {
-            let n_prompt = self.session.n_tokens() - n_before - generated.tokens.len() as u64;
             let total = start.elapsed();
             let turn = Turn { n_prompt, recall, before, prefill, ttft, total };
             writeln!(std::io::stdout(), "{}", self.json(&turn, &generated))?;

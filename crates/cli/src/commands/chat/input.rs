@@ -107,7 +107,10 @@ mod tests {
     fn lines_end_with_the_input() {
         let mut input: &[u8] = b"one\r\n\ntwo";
         let mut next = || piped_line(&mut input, 1).unwrap();
-        assert_eq!([next(), next(), next()], [Some("one".into()), Some("".into()), Some("two".into())]);
+        assert_eq!(
+            [next(), next(), next()],
+            [Some("one".into()), Some("".into()), Some("two".into())]
+        );
         assert_eq!(next(), None);
     }
 

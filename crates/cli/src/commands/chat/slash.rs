@@ -124,7 +124,7 @@ fn stats(session: &Session) -> String {
     line("", format!("{}, and {} of keys before rotation", size(kv), size(raw)));
     if let Some(memory) = session.memory() {
         let stats = memory.stats();
-        line("memory", format!("{} blocks, {}", stats.n_blocks, size(stats.kv_bytes)));
+        line("blocks", format!("{} in memory, {}", stats.n_blocks, size(stats.kv_bytes)));
     }
     if let Some(bytes) = output::resident_bytes() {
         line("resident", output::size(bytes));
@@ -146,8 +146,8 @@ fn memory(session: &Session) -> String {
     let Some(memory) = session.memory() else { return no_memory(session) };
     let s = memory.stats();
     format!(
-        "{} blocks of {} tokens together, {} of keys and values; {} indexed, {} waiting\n\
-         {} recalls: {} blocks ({} tokens) recalled, {} turned away by the gate, {} too long\n",
+        "blocks     {} ({} tokens, {}): {} indexed, {} waiting\n\
+         recalls    {}: {} blocks ({} tokens) recalled, {} turned away by the gate, {} too long\n",
         s.n_blocks,
         s.n_tokens,
         output::size(s.kv_bytes as u64),

@@ -93,7 +93,11 @@ impl Cache {
                 raw => format!(", {} of keys before rotation", output::size(raw)),
             }
         )?;
-        writeln!(out, "  {:<10} {:>7} {:>17} {:>17}", "section", "tokens", "keys and values", "other keys")?;
+        writeln!(
+            out,
+            "  {:<10} {:>7} {:>17} {:>17}",
+            "section", "tokens", "keys and values", "other keys"
+        )?;
         for Section { name, tokens, kv_bytes, raw_key_bytes } in self.sections() {
             let (kv, raw) = (output::size(kv_bytes), output::size(raw_key_bytes));
             writeln!(out, "  {name:<10} {tokens:>7} {kv:>17} {raw:>17}")?;

@@ -1,0 +1,109 @@
+//! Settings that cannot be: one line, exit code 1, no panic.
+
+use crate::rig::{Rig, long_text, tiny};
+
+/// Runs every command that has a cache with more arguments, all of which must fail.
+fn check(more: &[&str], part: &str) {
+    let rig = Rig::new();
+    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", long_text()));
+    for command in [
+        &["generate", "--prompt", "x", "--model", &model][..],
+        &["chat", "--model", &model],
+        &["perplexity", "--text", &text, "--model", &model],
+        &["inspect", &model],
+    ] {
+        rig.fails(&[command, more].concat(), part);
+    }
+}
+
+#[test]
+fn a_window_of_0() {
+    check(&["--policy", "sink", "--window", "0"], "the window is 0, but must be at least 1");
+    check(&["--policy", "remember", "--window", "0"], "the window is 0, but must be at least 1");
+}
+
+#[test]
+fn a_window_shorter_than_a_block() {
+    check(&["--policy", "remember", "--window", "95"], "the window is 95, but must be at least 96");
+}
+
+#[test]
+fn recalled_context_shorter_than_a_block() {
+    let more = ["--policy", "remember", "--context-tokens", "15"];
+    check(&more, "the recalled context is 15, but must be at least 16");
+}
+
+#[test]
+fn a_chunk_of_0() {
+    check(&["--policy", "sink", "--chunk", "0"], "a prefill chunk is 0, but must be at least 1");
+}
+
+#[test]
+fn more_sinks_than_budget() {
+    let rig = Rig::new();
+    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", long_text()));
+    let arguments = ["perplexity", "--model", &model, "--text", &text, "--tokens", "50"];
+    let more = ["--policy", "dense", "--sinks", "51"];
+    let expected = "the number of sinks is 51, but must be at most the 50 tokens";
+    rig.fails(&[&arguments[..], &more].concat(), expected);
+    check(&["--policy", "sink", "--sinks", "18446744073709551615"], "the number of sinks is");
+}
+
+#[test]
+fn a_cache_larger_than_any_memory() {
+    let rig = Rig::new();
+    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", long_text()));
+    let huge = ["--policy", "sink", "--window", "500000000", "--sinks", "500000000"];
+    let huge = [&huge[..], &["--chunk", "500000000", "--cache-type", "f32"]].concat();
+    for command in [
+        &["generate", "--prompt", "x", "--model", &model][..],
+        &["chat", "--model", &model],
+        &["perplexity", "--text", &text, "--model", &model],
+    ] {
+        rig.fails(&[command, &huge].concat(), "no memory for a cache of");
+    }
+}
+
+#[test]
+fn sampling_out_of_range() {
+    let rig = Rig::new();
+    let model = tiny("tiny-llama");
+    for (setting, part) in [
+        ("--temperature=-0.5", "temperature is -0.5, but must be 0 or more"),
+        ("--temperature=nan", "temperature is NaN"),
+        ("--top-p=0", "top-p is 0"),
+        ("--top-p=1.5", "top-p is 1.5"),
+        ("--min-p=2", "min-p is 2"),
+        ("--repeat-penalty=0", "repeat-penalty is 0"),
+    ] {
+        rig.fails(&["generate", "--model", &model, "--prompt", "x", setting], part);
+        rig.fails(&["chat", "--model", &model, "--policy", "sink", setting], part);
+    }
+}
+
+#[test]
+fn scores_of_too_few_tokens() {
+    let rig = Rig::new();
+    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", "A short text."));
+    let arguments = ["perplexity", "--model", &model, "--text", &text];
+    let fails = |more: &[&str], part: &str| rig.fails(&[&arguments[..], more].concat(), part);
+    fails(&["--tokens", "10000"], "fewer than --tokens 10000");
+    fails(&["--tokens", "1"], "at least 2 are needed");
+    fails(&["--tokens", "0"], "at least 2 are needed");
+    fails(&["--every", "0"], "--every is 0");
+}
+
+#[test]
+fn an_instruction_set_that_does_not_exist() {
+    let rig = Rig::new();
+    let model = tiny("tiny-llama");
+    let arguments = ["generate", "--model", &model, "--prompt", "x", "--isa", "mmx"];
+    rig.fails(&arguments, "instruction set \"mmx\" is unknown or missing here: use scalar");
+}
+
+#[test]
+fn a_sentence_encoder_as_a_language_model() {
+    let rig = Rig::new();
+    let model = rig.file("model.safetensors", "x");
+    rig.fails(&["generate", "--model", &model, "--prompt", "x"], "is a sentence encoder");
+}

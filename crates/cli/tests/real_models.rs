@@ -1,0 +1,112 @@
+//! What only real models can show: that a chat recalls what its window has lost.
+//!
+//! `EVERSTREAM_TEST_CACHE` names a cache folder that holds `smollm2-135m` and `minilm`;
+//! `cargo xtask check` pulls them and sets it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+const CHRONICLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/chronicle.txt");
+const QUESTIONS: &str = include_str!("../../../examples/chronicle.questions.json");
+
+/// Runs the binary on the models of the test cache; returns both output streams.
+fn run(arguments: &[&str], input: &str) -> (String, String) {
+    let cache = std::env::var("EVERSTREAM_TEST_CACHE")
+        .expect("EVERSTREAM_TEST_CACHE names a cache folder: run `cargo xtask check`");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_everstream"))
+        .args(["--offline", "--cache-dir", &cache])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|stream| String::from_utf8(stream).unwrap());
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    (stdout, stderr)
+}
+
+fn objects(lines: &str) -> Vec<Value> {
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The beginning of the chronicle, in a file.
+fn excerpt(dir: &tempfile::TempDir, n_bytes: usize) -> String {
+    let text = fs_err::read_to_string(CHRONICLE).unwrap();
+    let path = dir.path().join("excerpt.txt");
+    fs_err::write(&path, &text[..text.floor_char_boundary(n_bytes)]).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+#[ignore = "needs the real models: cargo xtask check runs it"]
+fn a_chat_recalls_what_its_window_has_lost() {
+    let asked: Value = serde_json::from_str(QUESTIONS).unwrap();
+    let asked = &asked["questions"].as_array().unwrap()[..2];
+    let lines: Vec<_> = asked.iter().map(|q| q["question"].as_str().unwrap()).collect();
+    let input = format!("{}\n/memory {}\n", lines.join("\n"), lines[0]);
+    let arguments = ["chat", "--ingest", CHRONICLE, "--max-tokens", "16", "--json"];
+    let (stdout, stderr) = run(&arguments, &input);
+    let turns = objects(&stdout);
+    assert_eq!(turns.len(), 2, "{stdout}");
+    for (turn, asked) in turns.iter().zip(asked) {
+        let answer = asked["answers"][0].as_str().unwrap();
+        let recalled = turn["recalled"].as_array().unwrap();
+        let holds_answer = |block: &Value| block["text"].as_str().unwrap().contains(answer);
+        assert!(recalled.iter().any(holds_answer), "{answer}: {turn}");
+        // The most relevant block stands last, and all of them have left the window.
+        let distance = |block: &Value| block["distance"].as_f64().unwrap();
+        assert!(recalled.is_sorted_by(|a, b| distance(a) >= distance(b)), "{turn}");
+        assert!(recalled.iter().all(|block| block["range"][1].as_u64() < Some(12_000)), "{turn}");
+        assert_eq!(turn["sections"]["window"], 512, "{turn}");
+    }
+    let n_recalled: usize = turns.iter().map(|t| t["recalled"].as_array().unwrap().len()).sum();
+    let shown = stderr.lines().filter(|line| line.starts_with("recalled tokens ")).count();
+    assert_eq!(shown, n_recalled, "{stderr}");
+    assert!(stderr.contains("chronicle.txt:"), "the search names file and line: {stderr}");
+}
+
+#[test]
+#[ignore = "needs the real models: cargo xtask check runs it"]
+fn remember_without_a_recall_is_sink_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = excerpt(&dir, 2500);
+    // No distance is below the gate, so nothing is recalled; what has left the window is in memory.
+    let common = ["chat", "--ingest", &text, "--window", "96", "--gate=-1", "--max-tokens", "24"];
+    let input = "Who rang the bell?\nAnd why?\n";
+    let answers = |policy: &str| -> Vec<Value> {
+        let (stdout, _) = run(&[&common[..], &["--json", "--policy", policy]].concat(), input);
+        let turns = objects(&stdout);
+        assert!(turns.iter().all(|turn| turn["recalled"].as_array().unwrap().is_empty()));
+        turns.iter().map(|turn| turn["text"].clone()).collect()
+    };
+    assert_eq!(answers("remember"), answers("sink"));
+
+    let generated = |policy: &str| {
+        let arguments = ["generate", "--file", &text, "--window", "96", "--max-tokens", "24"];
+        run(&[&arguments[..], &["--policy", policy]].concat(), "").0
+    };
+    assert_eq!(generated("remember"), generated("sink"));
+}
+
+#[test]
+#[ignore = "needs the real models: cargo xtask check runs it"]
+fn remember_is_scored_on_the_positions_of_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = excerpt(&dir, 2500);
+    let arguments = ["perplexity", "--text", &text, "--window", "96", "--context-tokens", "64"];
+    let (stdout, _) = run(&[&arguments[..], &["--policy", "sink,remember", "--json"]].concat(), "");
+    let result: Value = serde_json::from_str(&stdout).unwrap();
+    let rows = result["results"].as_array().unwrap();
+    assert_eq!(rows[0]["tokens"], rows[1]["tokens"], "{result}");
+    assert!(rows[0]["tokens"].as_u64() > Some(300), "{result}");
+    for row in rows {
+        assert!((1.0..1000.0).contains(&row["perplexity"].as_f64().unwrap()), "{row}");
+    }
+}
