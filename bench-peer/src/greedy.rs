@@ -1,5 +1,6 @@
 //! `greedy`: what llama.cpp continues some prompts with, and by how much it prefers that.
 
+use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -137,7 +138,16 @@ fn layout(head: &[(&str, Value)], prompts: &[Value]) -> String {
 
 fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut hasher = Sha256::new();
-    std::io::copy(&mut fs_err::File::open(path)?, &mut hasher)?;
+    let mut file = BufReader::with_capacity(1 << 20, fs_err::File::open(path)?);
+    loop {
+        let bytes = file.fill_buf()?;
+        if bytes.is_empty() {
+            break;
+        }
+        hasher.update(bytes);
+        let n = bytes.len();
+        file.consume(n);
+    }
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -89,6 +89,9 @@ pub(crate) fn encoder(
     if policy != Policy::Remember {
         return Ok(None);
     }
+    // candle computes on rayon's global pool; it is built once, so later calls change nothing.
+    let n_threads = options(common)?.n_threads.get();
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build_global();
     let files = files(common, DEFAULT_ENCODER)?;
     Ok(Some(Arc::new(MiniLm::open(&files.dir)?)))
 }

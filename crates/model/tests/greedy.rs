@@ -131,11 +131,18 @@ fn check(variable: &str, file: &str) {
                 (0..n).filter(|&i| opinions[i].best != recorded.continuation[i]).collect();
             assert_eq!(prefix, forced.first().copied());
             let small = recorded.leads.iter().filter(|l| **l < MARGIN).count();
-            let rms = (opinions.iter().map(|o| o.lead_error.powi(2)).sum::<f32>() / n as f32).sqrt();
+            let rms =
+                (opinions.iter().map(|o| o.lead_error.powi(2)).sum::<f32>() / n as f32).sqrt();
             let max = opinions.iter().map(|o| o.lead_error.abs()).fold(0.0, f32::max);
-            println!("{file} {arithmetic:?} {}: parts {prefix:?}, agree {agree}, leads below {MARGIN}: {small}, lead error rms {rms:.3} max {max:.3}", recorded.name);
+            println!(
+                "{file} {arithmetic:?} {}: parts {prefix:?}, agree {agree}, leads below {MARGIN}: {small}, lead error rms {rms:.3} max {max:.3}",
+                recorded.name
+            );
             for i in forced {
-                println!("   step {i}: lead {:.3} deficit {:.3}", recorded.leads[i], opinions[i].deficit);
+                println!(
+                    "   step {i}: lead {:.3} deficit {:.3}",
+                    recorded.leads[i], opinions[i].deficit
+                );
             }
             println!("   ours: {:?}", String::from_utf8_lossy(&model.tokenizer().decode(&own)));
         }
