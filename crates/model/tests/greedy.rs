@@ -14,6 +14,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
 
 use std::path::{Path, PathBuf};
+use std::slice::ChunksExact;
 use std::sync::Arc;
 
 use everstream_kv_cache::{KvCache, NeverEvict};
@@ -61,7 +62,7 @@ impl<'m> Stream<'m> {
     }
 
     /// Reads tokens; the logits after each from the `first`-th on.
-    fn read(&mut self, tokens: &[u32], first: usize) -> impl Iterator<Item = &[f32]> {
+    fn read(&mut self, tokens: &[u32], first: usize) -> ChunksExact<'_, f32> {
         let sequence = Sequence { tokens, cache: &mut self.cache };
         self.model.forward(&mut self.ws, &mut [sequence]).unwrap();
         let logits = self.model.logits(&mut self.ws, first..tokens.len());

@@ -54,7 +54,8 @@ fn is_right(session: &mut Session, question: &Question) -> bool {
 #[ignore = "needs the real model: cargo xtask check runs it"]
 fn smollm2_answers_from_the_passage_alone() {
     let model = model();
-    let right = questions().iter().filter(|question| {
+    let questions = questions();
+    let right = questions.iter().filter(|question| {
         let config = SessionConfig { policy: Policy::Dense, ..SessionConfig::default() };
         let mut session = Session::new(Arc::clone(&model), None, config).unwrap();
         let tokens = session.encode(&format!("{}\n\n", question.passage)).unwrap();
