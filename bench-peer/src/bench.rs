@@ -231,10 +231,7 @@ mod tests {
     #[test]
     fn a_row_has_medians_and_extremes() {
         let pairs = Pairs { ours: vec![4.0, 2.0, 3.0], theirs: vec![2.0, 2.0, 1.0] };
-        assert_eq!(
-            pairs.cells(),
-            "3.0 (2.0..4.0) | 2.0 (1.0..2.0) | 1.50 (1.00..3.00)"
-        );
+        assert_eq!(pairs.cells(), "3.0 (2.0..4.0) | 2.0 (1.0..2.0) | 1.50 (1.00..3.00)");
     }
 
     #[test]

@@ -35,8 +35,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some(name) => name.clone(),
         None => peer.metadata("general.name")?,
     };
-    let prompts: Vec<Value> =
-        PROMPTS.iter().map(|(name, text)| continued(&peer, name, text)).collect::<Result<_, _>>()?;
+    let prompts: Vec<Value> = PROMPTS
+        .iter()
+        .map(|(name, text)| continued(&peer, name, text))
+        .collect::<Result<_, _>>()?;
     let version = machine::locked_version;
     let head = [
         ("script", json!("bench-peer greedy")),

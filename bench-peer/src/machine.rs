@@ -31,8 +31,18 @@ macro_rules! features {
 }
 
 features!(
-    "avx", "avx2", "f16c", "fma", "avxvnni", "avx512f", "avx512bw", "avx512dq", "avx512vl",
-    "avx512vbmi", "avx512vnni", "avx512bf16"
+    "avx",
+    "avx2",
+    "f16c",
+    "fma",
+    "avxvnni",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512vbmi",
+    "avx512vnni",
+    "avx512bf16"
 );
 
 /// Refuses a build that would not show what llama.cpp can do here.

@@ -12,7 +12,7 @@
 //! Nothing depends on how many inputs are multiplied at once, on the number of threads or on the
 //! instruction set, so decoding alone, in company, and prefilling give the same bits. (The obvious
 //! alternative for prefill, a second kernel with its own tiling, would be a little faster and
-//! would lose that.) Weights are read once per [`PANEL`] of inputs.
+//! would lose that.) Weights are read once per panel of inputs ([`PANEL_BYTES`]).
 
 use crate::activations::{Activations, BlockScale};
 use crate::pool::Shareable;
