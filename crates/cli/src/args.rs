@@ -186,7 +186,7 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
     /// 0 takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Keep the K most likely tokens; 0 keeps all
     #[arg(long, value_name = "K", default_value_t = SamplerConfig::default().top_k)]

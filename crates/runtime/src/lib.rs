@@ -54,7 +54,7 @@ pub use footprint::CacheFootprint;
 pub use generate::{GenerateOptions, Generated, StopReason};
 pub use recorder::Origin;
 pub use sampler::{Sampler, SamplerConfig};
-pub use session::{Observer, Session, Timings};
+pub use session::{Observer, Session, Timings, encode};
 
 pub use everstream_kernels as kernels;
 pub use everstream_kv_cache as kv_cache;

@@ -360,8 +360,7 @@ impl Session {
     ///
     /// [`SessionError::MissingByte`] for text that the vocabulary cannot represent.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, SessionError> {
-        check_bytes(&self.model, text)?;
-        Ok(self.model.tokenizer().encode(text, SpecialTokens::AsText))
+        encode(&self.model, text)
     }
 
     fn encode_user_turn(&self, text: &str) -> Result<Vec<u32>, SessionError> {
@@ -509,6 +508,16 @@ fn recorder(
     let index = ExactIndex::new(embedder.dim(), Distance::Cosine).map_err(MemoryError::from)?;
     let memory = Memory::new(settings, Box::new(RamStore::default()), Box::new(index), embedder)?;
     Ok(Recorder::new(memory, TokenPos(config.pinned() as u64), shape, kv_type))
+}
+
+/// The tokens of a text, without special tokens.
+///
+/// # Errors
+///
+/// [`SessionError::MissingByte`] for text that the vocabulary cannot represent.
+pub fn encode(model: &Model, text: &str) -> Result<Vec<u32>, SessionError> {
+    check_bytes(model, text)?;
+    Ok(model.tokenizer().encode(text, SpecialTokens::AsText))
 }
 
 fn encode_turn(model: &Model, turn: &TurnText) -> Result<Vec<u32>, SessionError> {

@@ -1,5 +1,7 @@
 //! `everstream perplexity`: scores a text under one or more policies.
 
+use std::io::Write;
+
 use anyhow::bail;
 use everstream_runtime::perplexity::{Positions, Score, score};
 use everstream_runtime::{Policy, SessionConfig};
@@ -20,8 +22,7 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     }
     let text = load::text(&args.text)?;
     let model = load::model(common, &args.model.model)?;
-    let mut tokens =
-        model.tokenizer().encode(&text, everstream_runtime::model::SpecialTokens::AsText);
+    let mut tokens = everstream_runtime::encode(&model, &text)?;
     if let Some(limit) = args.tokens {
         if limit > tokens.len() {
             bail!(
@@ -50,23 +51,26 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
         bar.finish_and_clear();
         rows.push(Row { config, score });
     }
+    let out = &mut std::io::stdout().lock();
     if args.json {
         let results: Vec<Value> = rows.iter().map(|row| row.json(positions)).collect();
-        println!("{}", json!({ "model": args.model.model, "results": results }));
+        writeln!(out, "{}", json!({ "model": args.model.model, "results": results }))?;
     } else {
-        println!(
+        writeln!(
+            out,
             "{:<10} {:>6} {:>8} {:>8} {:>8} {:>11}",
             "policy", "sinks", "recalled", "window", "tokens", "perplexity"
-        );
+        )?;
         for row in &rows {
             let c = &row.config;
             let (sinks, recalled, window) = sizes(c);
-            println!(
+            writeln!(
+                out,
                 "{:<10} {sinks:>6} {recalled:>8} {window:>8} {:>8} {:>11.3}",
                 c.policy.name(),
                 row.score.tokens,
                 row.score.perplexity()
-            );
+            )?;
         }
     }
     Ok(())
