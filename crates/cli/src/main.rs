@@ -1,6 +1,9 @@
 //! The command line. It parses, opens what a command needs, runs it, and maps an error to one line
 //! on standard error and an exit code; everything it does can be done from `everstream_runtime`.
 
+// They panic where nobody reads; `writeln!` and `output::note` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod commands;
 mod examples;
@@ -22,7 +25,7 @@ fn main() -> ExitCode {
         // A reader that has seen enough (`| head`) is no failure.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("everstream: {}", output::one_line(&error));
+            output::note(&format!("everstream: {}", output::one_line(&error)));
             ExitCode::FAILURE
         }
     }

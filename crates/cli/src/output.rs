@@ -1,6 +1,6 @@
 //! What people see: progress bars, one-line errors, sizes.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use everstream_hub::Progress;
@@ -71,7 +71,7 @@ impl PullProgress {
 impl Progress for PullProgress {
     fn begin(&mut self, what: &str, total_bytes: Option<u64>) {
         if !std::io::stderr().is_terminal() {
-            eprintln!("{what}");
+            note(what);
         }
         let template = match total_bytes {
             Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}",
@@ -96,8 +96,8 @@ impl Progress for PullProgress {
 
     fn note(&mut self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
         }
     }
 }
@@ -140,7 +140,17 @@ pub(crate) fn first_words(text: &str, n_chars: usize) -> String {
     }
 }
 
+/// A line on standard error. That nobody reads it is no reason to stop, so errors are dropped.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// As [`note`], in grey on a terminal.
+pub(crate) fn dim_note(text: &str) {
+    note(&dim(text));
+}
+
 /// `text` in grey on a terminal.
-pub(crate) fn dim(text: &str) -> String {
+fn dim(text: &str) -> String {
     if std::io::stderr().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
 }

@@ -53,7 +53,7 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     let session = open(model, encoder, config, args, &documents)?;
     let mut chat = Chat { args, session, stop, is_terminal: input.is_terminal(), n_turns: 0 };
     if !chat.ingest(&documents)? {
-        eprintln!("{}", output::dim("reading stopped; the chat goes on with what was read"));
+        output::dim_note("reading stopped; the chat goes on with what was read");
     }
     if chat.is_terminal {
         chat.greet();
@@ -124,12 +124,9 @@ impl Chat<'_> {
             bar.finish_and_clear();
             let seconds = start.elapsed().as_secs_f64();
             let speed = n_read as f64 / seconds;
-            eprintln!(
-                "{}",
-                output::dim(&format!(
-                    "read {name}: {n_read} tokens in {seconds:.1} s, {speed:.0} tokens/s"
-                ))
-            );
+            output::dim_note(&format!(
+                "read {name}: {n_read} tokens in {seconds:.1} s, {speed:.0} tokens/s"
+            ));
             if n_read < n_all {
                 return Ok(false);
             }
@@ -139,11 +136,11 @@ impl Chat<'_> {
 
     fn greet(&self) {
         let model = &self.args.model.model;
-        eprintln!("{}", output::dim(&format!("{model}, {}", slash::policy(&self.session))));
+        output::dim_note(&format!("{model}, {}", slash::policy(&self.session)));
         if self.session.model().template().is_fallback() {
-            eprintln!("{}", output::dim("this model has no chat template: ChatML stands in"));
+            output::dim_note("this model has no chat template: ChatML stands in");
         }
-        eprintln!("{}", output::dim("/help lists commands, Ctrl-D ends"));
+        output::dim_note("/help lists commands, Ctrl-D ends");
     }
 
     /// Turn after turn until the input ends.
@@ -154,7 +151,7 @@ impl Chat<'_> {
                 Line::Command(slash::Command::Quit) => return Ok(()),
                 Line::Command(command) => self.run(command),
                 Line::Unknown(name) => {
-                    eprintln!("everstream: unknown command {name}: try /help");
+                    output::note(&format!("everstream: unknown command {name}: try /help"));
                     Ok(())
                 }
                 Line::Turn(text) => self.turn(text),
@@ -162,7 +159,7 @@ impl Chat<'_> {
             match result {
                 // A person can try something else; a script's next line would not fit.
                 Err(error) if self.is_terminal && !output::is_broken_pipe(&error) => {
-                    eprintln!("everstream: {}", output::one_line(&error));
+                    output::note(&format!("everstream: {}", output::one_line(&error)));
                 }
                 result => result?,
             }
@@ -173,7 +170,7 @@ impl Chat<'_> {
     /// Runs a command. Its output must not be taken for an answer.
     fn run(&mut self, command: slash::Command<'_>) -> anyhow::Result<()> {
         let text = slash::run(&mut self.session, command)?;
-        eprintln!("{}", text.trim_end());
+        output::note(text.trim_end());
         Ok(())
     }
 }

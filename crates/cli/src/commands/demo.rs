@@ -1,6 +1,7 @@
 //! `everstream demo`: reads a chronicle fifteen times longer than the cache, asks about what left
 //! it, and compares the policies.
 
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,25 +69,30 @@ pub(crate) fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<()> {
     let model = load::model(common, &args.model.model)?;
     let encoder = load::encoder(common, Policy::Remember)?;
     let config = SessionConfig::default();
-    if !args.json {
-        println!(
-            "{} with a cache of {} sinks + {} recalled + {} recent tokens, {} threads, {}\n",
-            args.model.model,
-            config.n_sink,
-            config.context_tokens,
-            config.window_tokens,
-            model.n_threads(),
-            model.isa(),
-        );
-    }
+    // With `--json` the story goes nowhere, and the object says all at the end.
+    let mut story: Box<dyn Write> = match args.json {
+        true => Box::new(io::sink()),
+        false => Box::new(io::stdout()),
+    };
+    let out = &mut *story;
+    writeln!(
+        out,
+        "{} with a cache of {} sinks + {} recalled + {} recent tokens, {} threads, {}\n",
+        args.model.model,
+        config.n_sink,
+        config.context_tokens,
+        config.window_tokens,
+        model.n_threads(),
+        model.isa(),
+    )?;
     let mut session = Session::new(Arc::clone(&model), encoder.clone(), config)?;
-    let perplexity = read(&mut session, args.json)?;
-    let asked = ask(&session, questions, args.json)?;
-    let compared = compare(&model, encoder, args.json)?;
+    let perplexity = read(&mut session, out)?;
+    let asked = ask(&session, questions, out)?;
+    let compared = compare(&model, encoder, out)?;
+    writeln!(out, "\nDone in {:.0} s.", start.elapsed().as_secs_f64())?;
     if args.json {
-        println!("{}", result(args, &session, perplexity, &asked, &compared, start.elapsed()));
-    } else {
-        println!("\nDone in {:.0} s.", start.elapsed().as_secs_f64());
+        let result = result(args, &session, perplexity, &asked, &compared, start.elapsed());
+        writeln!(io::stdout(), "{result}")?;
     }
     Ok(())
 }
@@ -109,7 +115,7 @@ fn draw(args: &DemoArgs) -> anyhow::Result<Vec<Question>> {
 }
 
 /// Streams the chronicle and returns its perplexity.
-fn read(session: &mut Session, is_json: bool) -> anyhow::Result<f64> {
+fn read(session: &mut Session, out: &mut dyn Write) -> anyhow::Result<f64> {
     let tokens = session.encode(CHRONICLE)?;
     let (mut total, mut n_scored) = (0.0, 0);
     let loss = std::cell::Cell::new((0.0, 0usize));
@@ -123,31 +129,35 @@ fn read(session: &mut Session, is_json: bool) -> anyhow::Result<f64> {
     let start = Instant::now();
     let bar = output::bar(tokens.len() as u64, "{wide_bar} {pos}/{len} tokens\n{msg}");
     let mut next_line = 2000;
+    let mut written = Ok(());
     let mut progress = |session: &Session, n_read: usize, _n: usize| {
         let (total, n) = loss.get();
         let line = status(session, n_read, start.elapsed(), (total / n.max(1) as f64).exp());
         bar.set_message(line.clone());
         bar.set_position(n_read as u64);
         // Where no bar can be drawn, lines tell the same.
-        if bar.is_hidden() && !is_json && n_read >= next_line {
-            println!("{n_read:>6} tokens | {line}");
+        if bar.is_hidden() && n_read >= next_line {
+            written = writeln!(out, "{n_read:>6} tokens | {line}");
             next_line += 2000;
         }
-        ControlFlow::Continue(())
+        match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
     };
     let origin = Origin::file("chronicle.txt");
     session.ingest_observed(CHRONICLE, origin, Some(&mut observe), &mut progress)?;
     bar.finish_and_clear();
+    written?;
     let perplexity = (loss.get().0 / loss.get().1 as f64).exp();
-    if !is_json {
-        let line = status(session, tokens.len(), start.elapsed(), perplexity);
-        println!("Read {} tokens: {line}", tokens.len());
-        println!(
-            "{} tokens have left the window; the memory holds them in {} blocks.\n",
-            session.evicted().end.since(session.evicted().start),
-            session.memory().map_or(0, |m| m.stats().n_blocks),
-        );
-    }
+    let line = status(session, tokens.len(), start.elapsed(), perplexity);
+    writeln!(out, "Read {} tokens: {line}", tokens.len())?;
+    writeln!(
+        out,
+        "{} tokens have left the window; the memory holds them in {} blocks.\n",
+        session.evicted().end.since(session.evicted().start),
+        session.memory().map_or(0, |m| m.stats().n_blocks),
+    )?;
     Ok(perplexity)
 }
 
@@ -166,7 +176,11 @@ fn status(session: &Session, n_read: usize, elapsed: Duration, perplexity: f64) 
 }
 
 /// Asks each question twice, on branches of the stream: with and without memory.
-fn ask(session: &Session, questions: Vec<Question>, is_json: bool) -> anyhow::Result<Vec<Asked>> {
+fn ask(
+    session: &Session,
+    questions: Vec<Question>,
+    out: &mut dyn Write,
+) -> anyhow::Result<Vec<Asked>> {
     let mut asked = Vec::new();
     for question in questions {
         let mut without = session.branch()?;
@@ -176,20 +190,12 @@ fn ask(session: &Session, questions: Vec<Question>, is_json: bool) -> anyhow::Re
         let recall = with.turn(&question.question)?.clone();
         let with = answer(&mut with, &question)?;
         let item = Asked { question, recall, with, without };
-        if !is_json {
-            item.print();
-        }
+        item.print(out)?;
         asked.push(item);
     }
-    if !is_json {
-        let hits = |f: fn(&Asked) -> &Answer| asked.iter().filter(|a| f(a).is_hit).count();
-        let n = asked.len();
-        println!(
-            "Right with memory: {} of {n}. Without: {} of {n}.",
-            hits(|a| &a.with),
-            hits(|a| &a.without)
-        );
-    }
+    let hits = |f: fn(&Asked) -> &Answer| asked.iter().filter(|a| f(a).is_hit).count();
+    let (n, with, without) = (asked.len(), hits(|a| &a.with), hits(|a| &a.without));
+    writeln!(out, "Right with memory: {with} of {n}. Without: {without} of {n}.")?;
     Ok(asked)
 }
 
@@ -207,27 +213,28 @@ fn answer(session: &mut Session, question: &Question) -> anyhow::Result<Answer> 
 }
 
 impl Answer {
-    fn print(&self, label: &str) {
+    fn print(&self, out: &mut dyn Write, label: &str) -> io::Result<()> {
         let verdict = if self.is_hit { "right" } else { "miss " };
-        println!("  {label} [{verdict}] {}", self.text);
+        writeln!(out, "  {label} [{verdict}] {}", self.text)
     }
 }
 
 impl Asked {
-    fn print(&self) {
-        println!("Q: {}  (expected: {})", self.question.question, self.question.answers[0]);
-        self.without.print("without memory");
-        self.with.print("with memory   ");
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "Q: {}  (expected: {})", self.question.question, self.question.answers[0])?;
+        self.without.print(out, "without memory")?;
+        self.with.print(out, "with memory   ")?;
         for recalled in &self.recall.blocks {
-            println!(
+            writeln!(
+                out,
                 "    recalled {}..{} at distance {:.2}: {}",
                 recalled.part.start.0,
                 recalled.part.end.0,
                 recalled.distance,
                 output::first_words(recalled.block.text(), 90),
-            );
+            )?;
         }
-        println!();
+        writeln!(out)
     }
 
     fn json(&self) -> Value {
@@ -259,7 +266,7 @@ impl Asked {
 fn compare(
     model: &Arc<Model>,
     encoder: Option<Arc<dyn Embedder>>,
-    is_json: bool,
+    out: &mut dyn Write,
 ) -> anyhow::Result<Vec<Compared>> {
     let mut tokens = model.tokenizer().encode(CHRONICLE, SpecialTokens::AsText);
     tokens.truncate(COMPARED_TOKENS);
@@ -274,13 +281,12 @@ fn compare(
         (Policy::Sink, sampled),
         (Policy::Recompute, sampled),
     ];
-    if !is_json {
-        println!("\nThe first {COMPARED_TOKENS} tokens under each policy:");
-        println!(
-            "{:<10} {:>7} {:>8} {:>11} {:>10}",
-            "policy", "budget", "scored", "perplexity", "ms/token"
-        );
-    }
+    writeln!(out, "\nThe first {COMPARED_TOKENS} tokens under each policy:")?;
+    writeln!(
+        out,
+        "{:<10} {:>7} {:>8} {:>11} {:>10}",
+        "policy", "budget", "scored", "perplexity", "ms/token"
+    )?;
     let mut rows = Vec::new();
     for (policy, positions) in plan {
         let mut config = SessionConfig { policy, max_tokens: tokens.len(), ..base.clone() };
@@ -297,16 +303,15 @@ fn compare(
         bar.finish_and_clear();
         let elapsed = start.elapsed();
         let row = Compared { label: policy.name().to_owned(), budget_tokens, score, elapsed };
-        if !is_json {
-            println!(
-                "{:<10} {:>7} {:>8} {:>11.2} {:>10.2}",
-                row.label,
-                row.budget_tokens,
-                row.score.tokens,
-                row.score.perplexity(),
-                row.ms_per_token(policy)
-            );
-        }
+        writeln!(
+            out,
+            "{:<10} {:>7} {:>8} {:>11.2} {:>10.2}",
+            row.label,
+            row.budget_tokens,
+            row.score.tokens,
+            row.score.perplexity(),
+            row.ms_per_token(policy)
+        )?;
         rows.push(row);
     }
     Ok(rows)

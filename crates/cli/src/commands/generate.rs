@@ -74,16 +74,13 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
         writeln!(out, "{result}")?;
     } else {
         writeln!(out)?;
-        eprintln!(
-            "{}",
-            output::dim(&format!(
-                "{n_prompt} prompt tokens in {:.2} s, {} tokens at {:.1} tokens/s, {}",
-                ttft.as_secs_f64(),
-                generated.tokens.len(),
-                generated.tokens.len() as f64 / seconds,
-                generated.stop.name(),
-            ))
-        );
+        output::dim_note(&format!(
+            "{n_prompt} prompt tokens in {:.2} s, {} tokens at {:.1} tokens/s, {}",
+            ttft.as_secs_f64(),
+            generated.tokens.len(),
+            generated.tokens.len() as f64 / seconds,
+            generated.stop.name(),
+        ));
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ impl Chat<'_> {
         let (generated, ttft) = self.answer(start)?;
         self.n_turns += 1;
         if self.is_terminal && generated.stop == StopReason::Interrupted {
-            eprintln!("{}", output::dim("(stopped)"));
+            output::dim_note("(stopped)");
         }
         if self.args.json {
             let total = start.elapsed();
@@ -61,7 +61,7 @@ impl Chat<'_> {
                 "recalled tokens {start}..{end}{part}, distance {:.3}: {words}",
                 block.distance
             );
-            eprintln!("{}", output::dim(&line));
+            output::dim_note(&line);
         }
     }
 

@@ -79,7 +79,7 @@ fn remember(editor: &mut DefaultEditor, history: &mut Option<PathBuf>, line: &st
     let written = written.map_err(ReadlineError::from).and_then(|()| editor.append_history(path));
     if let Err(error) = written {
         let text = format!("the history is not saved in {}: {error}", path.display());
-        eprintln!("{}", crate::output::dim(&text));
+        crate::output::dim_note(&text);
         *history = None;
     }
 }
