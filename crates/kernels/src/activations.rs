@@ -12,6 +12,8 @@ use crate::{Isa, Pool};
 pub struct Activations {
     pub(crate) n_rows: usize,
     pub(crate) cols: usize,
+    /// Whether `rows` are those of `x`.
+    pub(crate) is_quantized: bool,
     /// `[n_rows, cols]`
     pub(crate) x: Vec<f32>,
     rows: Vec<QuantizedRow>,
@@ -42,6 +44,7 @@ impl Activations {
     pub fn resize(&mut self, n_rows: usize, cols: usize) -> &mut [f32] {
         self.n_rows = n_rows;
         self.cols = cols;
+        self.is_quantized = false;
         self.x.resize(n_rows * cols, 0.0);
         &mut self.x
     }
@@ -55,6 +58,7 @@ impl Activations {
         pool.for_each_chunk(&mut self.rows[..self.n_rows], 1, |i, row| {
             row[0].fill(isa, &x[i * cols..][..cols]);
         });
+        self.is_quantized = true;
     }
 
     /// How many inputs it holds.

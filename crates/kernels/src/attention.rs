@@ -91,15 +91,16 @@ pub struct Attention<'a, E> {
 ///
 /// If sizes do not fit, a span lies outside the buffers, or nothing is visible.
 pub fn attend<E: Element>(isa: Isa, a: &Attention<'_, E>, scores: &mut Vec<f32>, out: &mut [f32]) {
+    assert!(a.head_dim > 0, "a head of no components");
+    let n_slots = (a.values.len() / a.head_dim).min(a.keys.len() / (TILE * a.head_dim) * TILE);
+    for span in a.spans {
+        let is_inside = span.first <= n_slots && span.len <= n_slots - span.first;
+        assert!(is_inside, "{span:?} outside of {n_slots} slots");
+    }
     let n_visible: usize = a.spans.iter().map(|s| s.len).sum();
     assert!(n_visible > 0, "a query sees at least itself");
     assert!(a.head_dim.is_multiple_of(LANES) && out.len().is_multiple_of(a.head_dim));
     assert!(a.queries.iter().all(|q| q.len() == out.len()), "size of queries and outputs");
-    for span in a.spans {
-        let end = span.first + span.len;
-        assert!(key_tiles_len(end, a.head_dim) <= a.keys.len(), "span {span:?} outside the keys");
-        assert!(end * a.head_dim <= a.values.len(), "span {span:?} outside the values");
-    }
     let stride = n_visible.next_multiple_of(LANES);
     if scores.len() < MAX_HEADS * stride {
         scores.resize(MAX_HEADS * stride, 0.0);

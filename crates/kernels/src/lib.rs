@@ -11,8 +11,9 @@
 //!
 //! # Nothing is summed across rows of a batch
 //!
-//! Each output of a product has a lane of its own and is summed over the columns in order
-//! (`matmul`), each attention score and each mixed value likewise (`attention`). So a row gives the
+//! Each output of a product has a lane of its own and is summed in one fixed order (`matmul`: over
+//! the columns, for float weights in four partial sums), each attention score and each mixed value
+//! likewise (`attention`). So a row gives the
 //! same bits alone, in a batch, in a prefill chunk of any size, and on any number of threads. What
 //! decoding and prefilling compute cannot drift apart.
 //!

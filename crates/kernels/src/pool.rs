@@ -64,8 +64,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// A pool of `n_threads`, the caller's included.
-    #[must_use]
-    pub fn new(n_threads: NonZeroUsize) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// What the system says if it refuses a thread.
+    pub fn new(n_threads: NonZeroUsize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             job: Mutex::new(None),
@@ -76,13 +79,14 @@ impl Pool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let workers = (1..n_threads.get())
-            .map(|worker| {
-                let shared = Arc::clone(&shared);
-                std::thread::spawn(move || shared.work(worker))
-            })
-            .collect();
-        Self { shared, workers, turn: Mutex::new(()) }
+        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        for worker in 1..n_threads.get() {
+            let shared = Arc::clone(&pool.shared);
+            let thread = std::thread::Builder::new().name(format!("everstream-{worker}"));
+            // If one is refused, dropping the pool ends those before it.
+            pool.workers.push(thread.spawn(move || shared.work(worker))?);
+        }
+        Ok(pool)
     }
 
     /// Threads that work on a job.
@@ -93,6 +97,7 @@ impl Pool {
 
     /// Calls `task(thread, i)` once for each `i` below `n_tasks`, on all threads; returns when all
     /// are done. `thread` is below [`Pool::n_threads`] and differs between tasks that run at once.
+    /// A task must not use the pool itself: it would wait for its own end.
     ///
     /// # Panics
     ///
@@ -182,7 +187,8 @@ impl Pool {
 /// A pointer to data that the tasks of a job divide among themselves.
 pub(crate) struct Shareable<T>(pub(crate) *mut T);
 
-// SAFETY: `Pool::for_each_chunk_with` gives each element to one task at a time, and `T: Send`.
+// SAFETY: whoever shares it (`Pool::for_each_chunk_with`, `matmul`) gives each element to one task
+// at a time, and `T: Send`.
 unsafe impl<T: Send> Sync for Shareable<T> {}
 
 impl<T> Shareable<T> {
@@ -275,7 +281,7 @@ mod tests {
     #[test]
     fn every_chunk_is_visited_once() {
         for n_threads in [1, 2, 3, 5] {
-            let pool = Pool::new(NonZeroUsize::new(n_threads).unwrap());
+            let pool = Pool::new(NonZeroUsize::new(n_threads).unwrap()).unwrap();
             for len in [0, 1, 2, 7, 64, 1000] {
                 for chunk in [1, 3, 64] {
                     let mut data = vec![0u32; len];
@@ -291,7 +297,7 @@ mod tests {
 
     #[test]
     fn many_short_jobs_after_pauses() {
-        let pool = Pool::new(NonZeroUsize::new(2).unwrap());
+        let pool = Pool::new(NonZeroUsize::new(2).unwrap()).unwrap();
         let mut data = vec![0u32; 8];
         for round in 0..3000 {
             if round % 1000 == 0 {
@@ -304,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_panicking_task_reaches_the_caller_and_the_pool_survives() {
-        let pool = Pool::new(NonZeroUsize::new(2).unwrap());
+        let pool = Pool::new(NonZeroUsize::new(2).unwrap()).unwrap();
         let mut data = vec![0u32; 16];
         let result = catch_unwind(AssertUnwindSafe(|| {
             pool.for_each_chunk(&mut data, 1, |i, _| assert!(i != 3, "task 3"));

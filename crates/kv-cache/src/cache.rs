@@ -7,6 +7,7 @@ use everstream_kernels::{Rope, Rotation};
 
 use crate::{
     CacheError, EvictionPolicy, HeadBuffers, KvType, Place, RowPlan, Sections, Timeline, TokenPos,
+    range_len,
 };
 
 /// Whether keys are kept before rotation as well: what a memory stores, and what a recall needs to
@@ -116,6 +117,20 @@ impl KvCache {
         heads.fold((0, 0), |sum, head| (sum.0 + head.0, sum.1 + head.1))
     }
 
+    /// Whether [`KvCache::begin`] would take `n_tokens`; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`KvCache::begin`].
+    pub fn check(&self, n_tokens: usize) -> Result<(), CacheError> {
+        if !self.timeline.is_move_due() {
+            return self.timeline.check(n_tokens);
+        }
+        let mut moved = self.timeline.clone();
+        moved.move_between();
+        moved.check(n_tokens)
+    }
+
     /// Plans the next `n_tokens`, of which at most [`Timeline::next_chunk`] go at once; a recall
     /// that the window has passed moves to `between` first. Until [`KvCache::commit`] the stream
     /// is as it was.
@@ -164,6 +179,10 @@ impl KvCache {
     /// # Errors
     ///
     /// [`CacheError::NoRawKeys`], [`CacheError::NotHeld`].
+    ///
+    /// # Panics
+    ///
+    /// If `keys` or `values` has another length.
     pub fn read_raw(
         &self,
         range: &Range<TokenPos>,
@@ -176,9 +195,11 @@ impl KvCache {
             return Err(CacheError::NoRawKeys);
         }
         let held = self.timeline.held();
-        if range.start < held.start || range.end > held.end {
+        if range.start < held.start || range.end > held.end || range.start > range.end {
             return Err(CacheError::NotHeld { range: range.clone(), held });
         }
+        let len = range_len(range) * self.head_dim;
+        assert_eq!((keys.len(), values.len()), (len, len), "room for tokens {range:?}");
         let head = &self.layers[layer][kv_head];
         let rows = keys.chunks_exact_mut(self.head_dim).zip(values.chunks_exact_mut(self.head_dim));
         for (i, (key, value)) in rows.enumerate() {

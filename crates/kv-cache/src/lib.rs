@@ -1,9 +1,10 @@
 //! The bounded cache of one stream: which tokens are held, where, and at which positions.
 //!
-//! A stream may be endless; its cache is not. Four sections of fixed capacity stand in one buffer:
+//! A stream may be endless; its cache is not. For each KV head, three sections of fixed capacity
+//! stand in one buffer (clusters will be a fourth, behind the sinks):
 //!
 //! ```text
-//! | sinks S | clusters (reserved) | recalled context C | window W + one chunk (a ring) |
+//! | sinks S | recalled context C | window W + one chunk (a ring) |
 //! ```
 //!
 //! What a model perceives is a position *inside the cache* (Xiao et al., "Efficient Streaming

@@ -260,12 +260,12 @@ impl Timeline {
         }
     }
 
-    /// Plans the next `n_tokens`; [`Timeline::advance`] makes it so.
+    /// Whether `n_tokens` can be planned now.
     ///
     /// # Errors
     ///
     /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
-    pub fn plan(&self, n_tokens: usize, rows: &mut Vec<RowPlan>) -> Result<(), CacheError> {
+    pub fn check(&self, n_tokens: usize) -> Result<(), CacheError> {
         let limit = self.next_chunk(usize::MAX);
         if n_tokens == 0 || n_tokens > limit {
             return Err(CacheError::ChunkTooLong { n_tokens, limit });
@@ -275,6 +275,16 @@ impl Timeline {
         if !self.policy.evicts() && end.0 > capacity as u64 {
             return Err(CacheError::Full { n_tokens: end.0, capacity });
         }
+        Ok(())
+    }
+
+    /// Plans the next `n_tokens`; [`Timeline::advance`] makes it so.
+    ///
+    /// # Errors
+    ///
+    /// As [`Timeline::check`]; `rows` is then untouched.
+    pub fn plan(&self, n_tokens: usize, rows: &mut Vec<RowPlan>) -> Result<(), CacheError> {
+        self.check(n_tokens)?;
         rows.clear();
         rows.extend((0..n_tokens).map(|i| self.row(self.next.after(i))));
         Ok(())

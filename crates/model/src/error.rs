@@ -76,6 +76,14 @@ pub enum LoadError {
     },
     /// The file asks for something that this engine does not compute, such as rope scaling.
     ///
+    /// The system refuses the threads that were asked for.
+    #[error("cannot start {n_threads} threads: {problem}")]
+    Threads {
+        /// How many.
+        n_threads: std::num::NonZeroUsize,
+        /// What the system says.
+        problem: std::io::Error,
+    },
     /// Ignoring it would run, and give wrong answers.
     #[error("{}: {feature} is not supported ({detail}); choose another model", path.display())]
     UnsupportedFeature {

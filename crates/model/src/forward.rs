@@ -172,14 +172,26 @@ impl Model {
         &ws.logits
     }
 
+    /// Checks that the model has all of these tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`ForwardError::UnknownToken`] names the first that it has not.
+    pub fn check_tokens(&self, tokens: &[u32]) -> Result<(), ForwardError> {
+        let vocab_size = self.config.vocab_size;
+        match tokens.iter().find(|&&t| t as usize >= vocab_size) {
+            Some(&token) => Err(ForwardError::UnknownToken { token, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
     /// Checks the whole batch, then plans its rows. Returns how many there are.
     fn begin(&self, batch: &mut [Sequence<'_>]) -> Result<usize, ForwardError> {
-        let vocab_size = self.config.vocab_size;
-        let tokens = || batch.iter().flat_map(|s| s.tokens.iter());
-        if let Some(&token) = tokens().find(|&&t| t as usize >= vocab_size) {
-            return Err(ForwardError::UnknownToken { token, vocab_size });
+        for sequence in &*batch {
+            self.check_tokens(sequence.tokens)?;
+            sequence.cache.check(sequence.tokens.len())?;
         }
-        let n_rows = tokens().count();
+        let n_rows = batch.iter().map(|s| s.tokens.len()).sum();
         for sequence in batch {
             sequence.cache.begin(sequence.tokens.len())?;
         }
@@ -302,6 +314,7 @@ impl Workspace {
         }
         let n_threads = model.pool.n_threads();
         self.scores.resize_with(n_threads, Vec::new);
-        self.key.resize(n_threads, vec![0.0; c.head_dim]);
+        self.key.resize_with(n_threads, Vec::new);
+        self.key.iter_mut().for_each(|key| key.resize(c.head_dim, 0.0));
     }
 }

@@ -81,7 +81,9 @@ impl Model {
         let config = ModelConfig::from_gguf(&gguf)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
-        let pool = Pool::new(options.n_threads);
+        let n_threads = options.n_threads;
+        let pool =
+            Pool::new(n_threads).map_err(|problem| LoadError::Threads { n_threads, problem })?;
         let weights = Weights::load(&gguf, &config, &pool, options.arithmetic)?;
         let rope = Rope::new(config.rope_base, config.rope_dim);
         let isa = options.isa;

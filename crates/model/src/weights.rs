@@ -78,6 +78,7 @@ impl Weights {
         arithmetic: Arithmetic,
     ) -> Result<Self, LoadError> {
         gguf.require_supported_tensors()?;
+        refuse_unknown_tensors(gguf, config)?;
         check_dimensions(gguf, config)?;
         let source = Source { gguf, config, pool, arithmetic };
         let (dim, vocab) = (config.embedding_dim, config.vocab_size);
@@ -90,6 +91,34 @@ impl Weights {
             output_norm: source.vector("output_norm.weight", dim, RopePairs::Halves)?,
             output: source.matrix(output, dim, vocab, RopePairs::Halves)?,
         })
+    }
+}
+
+/// Refuses a file with a tensor that the forward pass does not read, a bias for instance: without
+/// it the model would answer, and answer something else.
+fn refuse_unknown_tensors(gguf: &GgufFile, config: &ModelConfig) -> Result<(), LoadError> {
+    let is_known = |name: &str| match name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
+        None => matches!(name, "token_embd.weight" | "output_norm.weight" | "output.weight"),
+        Some((layer, part)) => {
+            let is_layer = layer.parse::<usize>().is_ok_and(|l| l < config.n_layers);
+            is_layer
+                && match part {
+                    "attn_q.bias" | "attn_k.bias" | "attn_v.bias" => config.has_qkv_bias,
+                    _ => part.strip_suffix(".weight").is_some_and(|part| {
+                        let attention = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"];
+                        let ffn = ["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
+                        attention.contains(&part) || ffn.contains(&part)
+                    }),
+                }
+        }
+    };
+    match gguf.tensors().keys().find(|name| !is_known(name)) {
+        None => Ok(()),
+        Some(name) => Err(LoadError::UnsupportedFeature {
+            path: gguf.path().to_owned(),
+            feature: "a tensor that this architecture does not have",
+            detail: format!("`{}`", crate::error::shown(name)),
+        }),
     }
 }
 
@@ -220,6 +249,30 @@ impl<'a> Source<'a> {
                 let (head, within) = (i / dim, i % dim);
                 head * dim + 2 * (within % (dim / 2)) + within / (dim / 2)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{GgufFile, Model, ModelOptions};
+
+    /// Tensors that no code reads: of the right layer and not, before the known ones are missed.
+    #[test]
+    fn a_tensor_that_is_not_read_is_refused_by_name() {
+        let file = include_bytes!("../tests/golden/tiny-llama.gguf");
+        for (name, other) in [
+            ("blk.1.attn_v.weight", "blk.1.attn_q.biases"),
+            ("blk.1.ffn_up.weight", "blk.7.ffn_up.weight"),
+            ("blk.0.ffn_norm.weight", "blk.0.post_norm.weight"),
+            ("output_norm.weight", "output_norm.biases"),
+        ] {
+            let mut bytes = file.to_vec();
+            let at = bytes.windows(name.len()).position(|w| w == name.as_bytes()).unwrap();
+            bytes[at..at + name.len()].copy_from_slice(&other.as_bytes()[..name.len()]);
+            let gguf = GgufFile::from_bytes(bytes, "patched").unwrap();
+            let error = Model::from_gguf(gguf, ModelOptions::default()).unwrap_err().to_string();
+            assert!(error.contains(&other[..name.len()]), "{error}");
         }
     }
 }

@@ -305,37 +305,41 @@ impl KvSource for Copied {
 /// are rotated again.
 #[test]
 fn evicted_and_recalled_equals_never_evicted() {
-    for_each(|model| {
-        let tokens = tokens(70);
-        for (kv_type, n_sink) in [(KvType::F32, 4), (KvType::F32, 11), (KvType::F16, 4)] {
-            for evicts in [false, true] {
-                let new = || match evicts {
-                    true => {
-                        let policy = SinkWindow { n_sink, window_tokens: 70 };
-                        Stream::new(model, policy, (32, 16), kv_type)
+    for path in tiny() {
+        for (arithmetic, tolerance) in [(Arithmetic::F32, 3e-3), (Arithmetic::Quantized, 0.1)] {
+            let model = &open(&path, arithmetic);
+            let tokens = tokens(70);
+            for (kv_type, n_sink) in [(KvType::F32, 4), (KvType::F32, 11), (KvType::F16, 4)] {
+                for evicts in [false, true] {
+                    let new = || match evicts {
+                        true => {
+                            let policy = SinkWindow { n_sink, window_tokens: 70 };
+                            Stream::new(model, policy, (32, 16), kv_type)
+                        }
+                        false => {
+                            let policy = NeverEvict { n_sink, max_tokens: 70 };
+                            Stream::new(model, policy, (32, 16), kv_type)
+                        }
+                    };
+                    let (mut whole, mut cut) = (new(), new());
+                    whole.read(&tokens[..40]);
+                    cut.read(&tokens[..40]);
+                    let parts = [Copied::of(&cut, n_sink as u64, 20), Copied::of(&cut, 20, 31)];
+                    cut.cache.evict_before(TokenPos(31));
+                    assert_eq!(cut.cache.sections().window, 9);
+                    cut.cache.recall(Place::Between, &[&parts[0], &parts[1]]).unwrap();
+                    let (found, expected) = (cut.read(&tokens[40..]), whole.read(&tokens[40..]));
+                    if kv_type == KvType::F32 {
+                        assert_eq!(found, expected);
+                    } else {
+                        // Rounding K and V to f16 on the way; 8-bit inputs step over it in jumps.
+                        let worst = deviation(&found, &widened(expected));
+                        assert!(worst < tolerance, "{worst:e}");
                     }
-                    false => {
-                        let policy = NeverEvict { n_sink, max_tokens: 70 };
-                        Stream::new(model, policy, (32, 16), kv_type)
-                    }
-                };
-                let (mut whole, mut cut) = (new(), new());
-                whole.read(&tokens[..40]);
-                cut.read(&tokens[..40]);
-                let parts = [Copied::of(&cut, n_sink as u64, 20), Copied::of(&cut, 20, 31)];
-                cut.cache.evict_before(TokenPos(31));
-                assert_eq!(cut.cache.sections().window, 9);
-                cut.cache.recall(Place::Between, &[&parts[0], &parts[1]]).unwrap();
-                let (found, expected) = (cut.read(&tokens[40..]), whole.read(&tokens[40..]));
-                if kv_type == KvType::F32 {
-                    assert_eq!(found, expected);
-                } else {
-                    let worst = deviation(&found, &widened(expected));
-                    assert!(worst < 0.1, "{worst:e}");
                 }
             }
         }
-    });
+    }
 }
 
 #[test]
@@ -353,18 +357,6 @@ fn a_branch_continues_as_the_original() {
         other.read(&tokens[..25]);
         assert_eq!(branch.read(&tokens[35..]), original.read(&tokens[35..]));
     });
-}
-
-#[test]
-fn memory_stays_constant() {
-    let model = open(&tiny()[1], Arithmetic::Quantized);
-    let policy = SinkWindow { n_sink: 4, window_tokens: 60 };
-    let mut stream = Stream::new(&model, policy, (16, 32), KvType::F16);
-    let bytes = stream.cache.bytes();
-    stream.read(&tokens(3000));
-    assert_eq!(stream.cache.bytes(), bytes);
-    assert_eq!(stream.cache.sections().window, 60);
-    assert_eq!(stream.cache.timeline().evicted(), TokenPos(4)..TokenPos(2940));
 }
 
 #[test]

@@ -100,8 +100,8 @@ pub trait Simd: Copy {
         fold(lanes, f32::max)
     }
 
-    /// `e^x` with a relative error below 3e-7 for x in -87 ..= 88; 0 below that range, and the
-    /// value at 88 above it. NaN counts as the upper end.
+    /// `e^x` with a relative error below 3e-7 for x in -87 ..= 88; below that range a number under
+    /// 2e-38, from -104 on 0, and the value at 88 above it. NaN counts as the upper end.
     ///
     /// Argument reduction by Cody and Waite and the polynomial of Cephes' `expf`.
     #[inline(always)]

@@ -55,6 +55,16 @@ pub enum GgufError {
         /// Where it begins.
         offset: u64,
     },
+    /// Two tensors share bytes.
+    #[error(
+        "tensors {} and {} overlap; the file is damaged", shown(.tensor), shown(.other)
+    )]
+    Overlap {
+        /// One of them.
+        tensor: String,
+        /// The other, which begins before it.
+        other: String,
+    },
     /// A key stands twice in the metadata.
     #[error("metadata key {} appears twice", shown(.key))]
     DuplicateKey {

@@ -117,5 +117,19 @@ fn place_all(
             return Err(GgufError::DuplicateTensor { tensor: name });
         }
     }
+    refuse_overlap(&tensors)?;
     Ok(tensors)
+}
+
+/// Tensors lie apart, so all of them together are no larger than the file.
+fn refuse_overlap(tensors: &BTreeMap<String, TensorInfo>) -> Result<(), GgufError> {
+    let mut by_offset: Vec<&TensorInfo> = tensors.values().collect();
+    by_offset.sort_by_key(|info| info.offset());
+    for pair in by_offset.windows(2) {
+        if pair[0].offset() + pair[0].bytes() > pair[1].offset() {
+            let [tensor, other] = [pair[1], pair[0]].map(|info| info.name().to_owned());
+            return Err(GgufError::Overlap { tensor, other });
+        }
+    }
+    Ok(())
 }
