@@ -57,6 +57,7 @@ impl<'a> RecallRequest<'a> {
 
 /// A block that comes back, or its part that has left the window.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RecalledBlock {
     /// The whole block.
     pub block: Arc<Block>,
@@ -68,6 +69,12 @@ pub struct RecalledBlock {
 }
 
 impl RecalledBlock {
+    /// All of a block.
+    #[must_use]
+    pub fn whole(block: Arc<Block>, distance: f32) -> Self {
+        Self { part: block.range(), block, distance }
+    }
+
     /// Tokens recalled.
     #[must_use]
     pub fn n_tokens(&self) -> usize {

@@ -13,53 +13,61 @@ use everstream_runtime::{Policy, SessionConfig};
 mod books;
 mod common;
 
+/// Sinks, at equal budget: the first table.
 const SINKS: [usize; 5] = [0, 1, 2, 4, 8];
+const BUDGET: usize = 1024;
+/// Windows behind four sinks: the second table.
 const WINDOWS: [usize; 4] = [252, 508, 1020, 2044];
-/// Windows that are computed anew at sampled positions, and the distance of these.
+/// Budgets whose window is computed anew at sampled positions, and the distance of these.
 const RECOMPUTE: [usize; 2] = [256, 512];
-const EVERY: usize = 64;
+const EVERY: usize = 128;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let (name, book, n_tokens) = match args.as_slice() {
-        [name, book, n] => (name.as_str(), book.as_str(), n.parse()?),
-        _ => ("smollm2", "carroll-alice", 16_384),
+    let [name, book, n_tokens] = args.as_slice() else {
+        anyhow::bail!("usage: cargo xtask soak sinks smollm2|qwen BOOK N_TOKENS");
     };
-    let variable = if name == "qwen" { "EVERSTREAM_TEST_QWEN" } else { "EVERSTREAM_TEST_SMOLLM2" };
-    let model = common::model(variable)?;
-    let text = books::book(book)?;
-    let mut tokens = model.tokenizer().encode(&text, SpecialTokens::AsText);
+    let variable = match name.as_str() {
+        "smollm2" => "EVERSTREAM_TEST_SMOLLM2",
+        "qwen" => "EVERSTREAM_TEST_QWEN",
+        _ => anyhow::bail!("unknown model {name:?}: use smollm2 or qwen"),
+    };
+    let (n_tokens, model) = (n_tokens.parse::<usize>()?, common::model(variable)?);
+    let mut tokens = model.tokenizer().encode(&books::book(book)?, SpecialTokens::AsText);
+    anyhow::ensure!(tokens.len() >= n_tokens, "{book} has {} tokens", tokens.len());
     tokens.truncate(n_tokens);
     let run = |policy, n_sink, window_tokens, positions| {
         let config = SessionConfig { policy, n_sink, window_tokens, ..Default::default() };
-        score(&model, None, config, &tokens, positions, &mut |_, _| {})
+        anyhow::Ok(score(&model, None, config, &tokens, positions, &mut |_, _| {})?.perplexity())
     };
-    println!("\n{}, {book}, {} tokens\n", model.config().name, tokens.len());
-    println!("| sinks | {} |", WINDOWS.map(|w| format!("+ {w}")).join(" | "));
-    println!("|---|{}", "---|".repeat(WINDOWS.len()));
+    let mut out = std::io::stdout();
+    let mut cell = |value: f64| {
+        print!(" {value:.2} |");
+        out.flush()
+    };
+
+    println!("\n{}, {book}, {n_tokens} tokens\n", model.config().name);
+    println!("| sinks + window | {} |", SINKS.map(|s| format!("{s} + {}", BUDGET - s)).join(" | "));
+    println!("|---|{}", "---|".repeat(SINKS.len()));
+    print!("| perplexity |");
     for n_sink in SINKS {
-        print!("| {n_sink} |");
-        for window in WINDOWS {
-            let score = run(Policy::Sink, n_sink, window, Positions::ALL)?;
-            print!(" {:.2} |", score.perplexity());
-            std::io::stdout().flush()?;
-        }
-        println!();
+        cell(run(Policy::Sink, n_sink, BUDGET - n_sink, Positions::ALL)?)?;
+    }
+    println!("\n\n| sinks + window | {} |", WINDOWS.map(|w| format!("4 + {w}")).join(" | "));
+    println!("|---|{}", "---|".repeat(WINDOWS.len()));
+    print!("| perplexity |");
+    for window in WINDOWS {
+        cell(run(Policy::Sink, 4, window, Positions::ALL)?)?;
     }
     let sampled = Positions { first: EVERY, every: EVERY };
-    println!(
-        "\nEvery {EVERY}th token only:\n\n| cache | sink, 4 + | recompute | window |\n|---|---|---|---|"
-    );
+    println!("\n\nEvery {EVERY}th token only:\n");
+    println!("| budget | sinks, 4 + | recomputation | window |\n|---|---|---|---|");
     for budget in RECOMPUTE {
-        let sink = run(Policy::Sink, 4, budget - 4, sampled)?;
-        let window = run(Policy::Window, 0, budget, sampled)?;
-        let recompute = run(Policy::Recompute, 0, budget, sampled)?;
-        println!(
-            "| {budget} | {:.2} | {:.2} | {:.2} |",
-            sink.perplexity(),
-            recompute.perplexity(),
-            window.perplexity()
-        );
+        print!("| {budget} |");
+        cell(run(Policy::Sink, 4, budget - 4, sampled)?)?;
+        cell(run(Policy::Recompute, 0, budget, sampled)?)?;
+        cell(run(Policy::Window, 0, budget, sampled)?)?;
+        println!();
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use serde::Deserialize;
 mod common;
 
 const PARAGRAPHS: usize = 40;
+const CONTEXT_TOKENS: usize = 300;
 /// Tokens at the end of the stream about which nothing is asked: the largest window, and a margin.
 const RECENT: u64 = 900;
 
@@ -178,7 +179,7 @@ fn ask_all(
         ] {
             let mut branch = session.branch()?;
             let recall = gold_blocks(branch.memory().expect("it remembers"), &gold)?;
-            branch.insert(&recall)?;
+            branch.insert(recall)?;
             add(label, &mut branch, true)?;
         }
         for (label, session, max_blocks) in [
@@ -214,14 +215,13 @@ fn gold_blocks(memory: &Memory, gold: &Range<u64>) -> anyhow::Result<Recall> {
     let mut n_tokens = 0;
     for order in 0..memory.metas().len() {
         if overlap(&memory.metas()[order].range, gold) {
-            let (block, part) = (memory.block(order)?, memory.metas()[order].range.clone());
-            recall.blocks.push(RecalledBlock { block, part, distance: 0.0 });
+            let block = RecalledBlock::whole(memory.block(order)?, 0.0);
+            if n_tokens + block.n_tokens() <= CONTEXT_TOKENS {
+                n_tokens += block.n_tokens();
+                recall.blocks.push(block);
+            }
         }
     }
-    recall.blocks.retain(|b| {
-        n_tokens += b.n_tokens();
-        n_tokens <= 300
-    });
     Ok(recall)
 }
 

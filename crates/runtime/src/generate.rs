@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use everstream_kv_cache::TokenPos;
 use everstream_memory::Role;
 use everstream_model::TextStream;
 
@@ -89,13 +90,17 @@ impl Session {
             if tokens.len() >= options.max_tokens {
                 break StopReason::MaxTokens;
             }
-            let token = sampler.sample(self.logits(), &tokens);
+            let token = sampler.sample(self.logits(), &tokens, TokenPos(self.n_tokens()));
             if self.model().tokenizer().eos_ids().contains(&token) {
                 break StopReason::EndOfTurn;
             }
             tokens.push(token);
             self.append(&[token], Origin::turn(Role::Assistant))?;
-            let piece = stream.push(self.model().tokenizer().token_bytes(token));
+            let tokenizer = self.model().tokenizer();
+            // A signal is part of the stream, and nothing that anybody reads.
+            let bytes =
+                if tokenizer.is_special(token) { &[] } else { tokenizer.token_bytes(token) };
+            let piece = stream.push(bytes);
             if text.push(&piece, receive).is_break() {
                 break if text.is_stopped { StopReason::StopText } else { StopReason::Interrupted };
             }
@@ -106,7 +111,8 @@ impl Session {
         Ok(Generated { text: text.shown, tokens, stop, elapsed: start.elapsed() })
     }
 
-    /// Answers the turn that was read last and closes the answer, so that the next may follow.
+    /// Answers the turn that was read last and closes the answer, so that the next may follow; an
+    /// answer that an error breaks off is closed as well, as far as that goes.
     ///
     /// # Errors
     ///
@@ -116,13 +122,19 @@ impl Session {
         options: &GenerateOptions,
         receive: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, SessionError> {
-        let generated = self.generate(options, receive)?;
+        let generated = self.generate(options, receive);
+        let closed = self.close_answer();
+        let generated = generated?;
+        closed?;
+        Ok(generated)
+    }
+
+    fn close_answer(&mut self) -> Result<(), SessionError> {
         let closing = self.model().template().after_answer()?;
         let special = everstream_model::SpecialTokens::Parse;
         let tokens = self.model().tokenizer().encode(&closing, special);
-        self.append(&tokens, Origin::turn(Role::Assistant))?;
-        self.end_turn()?;
-        Ok(generated)
+        self.append(&tokens, Origin::turn(Role::Assistant).with_words(0..0))?;
+        self.end_turn()
     }
 }
 

@@ -20,20 +20,30 @@ pub struct Origin {
     pub role: Role,
     /// The file and the line of the next token, if they were read from one.
     pub source: Option<Source>,
+    /// Which of the tokens to come are words; the others are what a chat template writes around
+    /// them.
+    words: Range<usize>,
 }
 
 impl Origin {
     /// Tokens of a turn.
     #[must_use]
     pub fn turn(role: Role) -> Self {
-        Self { role, source: None }
+        Self { role, source: None, words: 0..usize::MAX }
     }
 
     /// Tokens of a file, from its first line.
     #[must_use]
     pub fn file(name: &str) -> Self {
         let source = Source { file: Arc::from(name), line: 1 };
-        Self { role: Role::Document, source: Some(source) }
+        Self { source: Some(source), ..Self::turn(Role::Document) }
+    }
+
+    /// The same, if only a range of the tokens are words and the others a template's markup: they
+    /// are remembered, and are no part of a block's text.
+    #[must_use]
+    pub fn with_words(self, words: Range<usize>) -> Self {
+        Self { words, ..self }
     }
 
     /// Moves on past a token: it may end lines.
@@ -41,6 +51,13 @@ impl Origin {
         if let Some(source) = &mut self.source {
             source.line += token.iter().filter(|&&b| b == b'\n').count() as u64;
         }
+        let Range { start, end } = &mut self.words;
+        (*start, *end) = (start.saturating_sub(1), end.saturating_sub(1));
+    }
+
+    /// Whether the next token is a word.
+    fn is_words(&self) -> bool {
+        self.words.contains(&0)
     }
 }
 
@@ -51,13 +68,20 @@ struct OpenToken {
     origin: Origin,
 }
 
+impl OpenToken {
+    /// What it says: nothing, if it is a template's markup or a signal.
+    fn text<'t>(&self, tokenizer: &'t Tokenizer) -> &'t [u8] {
+        let is_text = self.origin.is_words() && !tokenizer.is_special(self.id);
+        if is_text { tokenizer.token_bytes(self.id) } else { &[] }
+    }
+}
+
 /// The memory of a stream, and the block that is being written.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     pub(crate) memory: Memory,
     cutter: BlockCutter,
-    /// Lengths of blocks that are cut and not stored. Some stay only if storing failed: the next
-    /// call begins with them.
+    /// Lengths of blocks that are complete and not stored yet.
     cut: Vec<usize>,
     /// Tokens that are in no stored block.
     open: Vec<OpenToken>,
@@ -76,31 +100,39 @@ impl Recorder {
         Self { memory, cutter, cut, open, first, shape, kv_type, elapsed }
     }
 
-    /// Reads tokens that the cache has just taken; `origin` moves on past them.
-    pub(crate) fn read(
-        &mut self,
-        tokens: &[u32],
-        tokenizer: &Tokenizer,
-        origin: &mut Origin,
-        cache: &KvCache,
-    ) -> Result<(), SessionError> {
+    /// Reads tokens that the cache has just taken; `origin` moves on past them. What becomes
+    /// complete is stored by the next [`settle`](Self::settle).
+    pub(crate) fn read(&mut self, tokens: &[u32], tokenizer: &Tokenizer, origin: &mut Origin) {
         for &id in tokens {
-            let bytes = tokenizer.token_bytes(id);
-            self.open.push(OpenToken { id, origin: origin.clone() });
-            self.cutter.push(bytes, &mut self.cut);
-            origin.move_past(bytes);
+            let token = OpenToken { id, origin: origin.clone() };
+            let was_words = self.open.last().is_some_and(|t| t.origin.is_words());
+            if was_words && !origin.is_words() {
+                self.end_turn();
+            }
+            self.cutter.push(token.text(tokenizer), &mut self.cut);
+            self.open.push(token);
+            origin.move_past(tokenizer.token_bytes(id));
         }
-        self.remember(tokenizer, cache)
     }
 
     /// Ends a turn: a block does not run on into the next one if it is long enough.
-    pub(crate) fn end_turn(
-        &mut self,
-        tokenizer: &Tokenizer,
-        cache: &KvCache,
-    ) -> Result<(), SessionError> {
+    pub(crate) fn end_turn(&mut self) {
         self.cutter.end_turn(&mut self.cut);
-        self.remember(tokenizer, cache)
+    }
+
+    /// Embeds blocks if as many wait as make a batch: a reader that is faster than the encoder is
+    /// slowed down.
+    pub(crate) fn keep_pace(&mut self) -> Result<(), SessionError> {
+        let is_full = self.memory.stats().n_pending >= self.memory.config().embed_batch;
+        if is_full { self.embed() } else { Ok(()) }
+    }
+
+    /// Embeds all blocks that wait.
+    pub(crate) fn embed(&mut self) -> Result<(), SessionError> {
+        let start = Instant::now();
+        self.memory.flush()?;
+        self.elapsed += start.elapsed();
+        Ok(())
     }
 
     /// A copy for a branch of the stream; blocks are shared.
@@ -117,20 +149,25 @@ impl Recorder {
         })
     }
 
-    fn remember(&mut self, tokenizer: &Tokenizer, cache: &KvCache) -> Result<(), SessionError> {
+    /// Stores all blocks that are complete, while the cache still holds their keys and values.
+    pub(crate) fn settle(
+        &mut self,
+        tokenizer: &Tokenizer,
+        cache: &KvCache,
+    ) -> Result<(), SessionError> {
         let start = Instant::now();
         while let Some(&len) = self.cut.first() {
             let range = self.first..self.first.after(len);
-            let tokens: Vec<u32> = self.open[..len].iter().map(|t| t.id).collect();
-            let text = String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned();
+            let tokens = &self.open[..len];
+            let text: Vec<u8> = tokens.iter().flat_map(|t| t.text(tokenizer)).copied().collect();
             let block = NewBlock {
                 kv: read_kv(cache, &range, self.shape, self.kv_type)?,
-                role: most_common_role(&self.open[..len]),
-                source: self.open[0].origin.source.clone(),
+                role: most_common_role(tokens),
+                source: tokens[0].origin.source.clone(),
                 written_at: SystemTime::now(),
                 range: range.clone(),
-                tokens,
-                text,
+                tokens: tokens.iter().map(|t| t.id).collect(),
+                text: String::from_utf8_lossy(&text).into_owned(),
             };
             self.memory.remember(block)?;
             self.cut.remove(0);
@@ -163,7 +200,8 @@ fn read_kv(
 
 fn most_common_role(tokens: &[OpenToken]) -> Role {
     let roles = [Role::System, Role::User, Role::Assistant, Role::Document];
-    let count = |role: &Role| tokens.iter().filter(|t| t.origin.role == *role).count();
+    let words = || tokens.iter().filter(|t| t.origin.is_words());
+    let count = |role: &Role| words().filter(|t| t.origin.role == *role).count();
     roles.into_iter().max_by_key(count).unwrap_or(Role::Document)
 }
 

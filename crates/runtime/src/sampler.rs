@@ -1,5 +1,7 @@
 //! Chooses the next token from logits.
 
+use everstream_kv_cache::TokenPos;
+
 use crate::SessionError;
 
 /// How to sample. Temperature 0 takes the most likely token.
@@ -16,7 +18,8 @@ pub struct SamplerConfig {
     /// Divides positive logits of tokens that were generated recently, multiplies negative ones
     /// (Keskar et al., "CTRL", 2019, arXiv:1909.05858, section 4.1); 1 changes nothing.
     pub repeat_penalty: f32,
-    /// Seed of the random numbers.
+    /// Seed of the random numbers. Each position of the stream has its own, so that a stream which
+    /// is continued later draws what it would have drawn.
     pub seed: u64,
 }
 
@@ -29,13 +32,12 @@ impl Default for SamplerConfig {
 /// Tokens that the repeat penalty looks back on.
 const PENALTY_TOKENS: usize = 64;
 
-/// A sampler with its random state.
+/// A sampler. It has no state but its settings.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,
-    rng: fastrand::Rng,
-    /// Logits after penalties, with their tokens; reused.
-    candidates: Vec<(f32, u32)>,
+    /// Logits after penalties, then probabilities, with their tokens; reused.
+    candidates: Vec<(f64, u32)>,
 }
 
 impl Sampler {
@@ -61,17 +63,17 @@ impl Sampler {
                 return Err(SessionError::Sampling { what, value, rule });
             }
         }
-        let rng = fastrand::Rng::with_seed(config.seed);
-        Ok(Self { config, rng, candidates: Vec::new() })
+        Ok(Self { config, candidates: Vec::new() })
     }
 
-    /// The next token, given the logits and the tokens generated so far. Among equals the lower
-    /// token wins, so the result does not depend on the order of a sort.
-    pub fn sample(&mut self, logits: &[f32], generated: &[u32]) -> u32 {
+    /// The token at `position`, given the logits and the tokens generated so far. Among equals the
+    /// lower token wins, so the result does not depend on the order of a sort. A logit that is not
+    /// a number is never chosen before one that is.
+    pub fn sample(&mut self, logits: &[f32], generated: &[u32], position: TokenPos) -> u32 {
         let recent = &generated[generated.len().saturating_sub(PENALTY_TOKENS)..];
         let penalty = self.config.repeat_penalty;
         let penalised = |(token, &logit): (usize, &f32)| {
-            let token = token as u32;
+            let (token, logit) = (token as u32, logit.max(f32::MIN).min(f32::MAX));
             let repeated = penalty != 1.0 && recent.contains(&token);
             match repeated {
                 false => (logit, token),
@@ -84,16 +86,20 @@ impl Sampler {
             return all.reduce(|best, x| if x.0 > best.0 { x } else { best }).map_or(0, |x| x.1);
         }
         self.candidates.clear();
-        self.candidates.extend(all);
+        self.candidates.extend(all.map(|(logit, token)| (f64::from(logit), token)));
         self.truncate();
-        self.draw()
+        // An odd factor keeps seeds apart: no two of them give a position the same numbers.
+        let seed = self.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ position.0;
+        self.draw(fastrand::Rng::with_seed(seed).f64())
     }
 
     /// Leaves the candidates that top-k, top-p and min-p keep, most likely first, with their
     /// unnormalised probabilities at the given temperature.
     fn truncate(&mut self) {
         let c = self.config;
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let (temperature, top_p, min_p) =
+            (f64::from(c.temperature), f64::from(c.top_p), f64::from(c.min_p));
+        let order = |a: &(f64, u32), b: &(f64, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if c.top_k > 0 && c.top_k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(c.top_k - 1, order);
             self.candidates.truncate(c.top_k);
@@ -101,13 +107,13 @@ impl Sampler {
         self.candidates.sort_unstable_by(order);
         let max = self.candidates.first().map_or(0.0, |x| x.0);
         for (logit, _) in &mut self.candidates {
-            *logit = ((*logit - max) / c.temperature).exp();
+            *logit = ((*logit - max) / temperature).exp();
         }
-        let total: f32 = self.candidates.iter().map(|x| x.0).sum();
+        let total: f64 = self.candidates.iter().map(|x| x.0).sum();
         let mut cumulative = 0.0;
         let mut n_kept = 0;
         for (p, _) in &self.candidates {
-            if n_kept > 0 && (cumulative >= c.top_p * total || *p < c.min_p) {
+            if n_kept > 0 && (cumulative >= top_p * total || *p < min_p) {
                 break;
             }
             cumulative += p;
@@ -116,16 +122,18 @@ impl Sampler {
         self.candidates.truncate(n_kept);
     }
 
-    fn draw(&mut self) -> u32 {
-        let total: f32 = self.candidates.iter().map(|x| x.0).sum();
-        let mut left = self.rng.f32() * total;
+    /// The candidate at a share of the total probability, from 0 to 1.
+    fn draw(&self, share: f64) -> u32 {
+        let total: f64 = self.candidates.iter().map(|x| x.0).sum();
+        let mut left = share * total;
         for &(p, token) in &self.candidates {
             left -= p;
             if left < 0.0 {
                 return token;
             }
         }
-        self.candidates.last().map_or(0, |x| x.1)
+        // Only rounding leads here.
+        self.candidates.first().map_or(0, |x| x.1)
     }
 }
 
@@ -133,69 +141,100 @@ impl Sampler {
 mod tests {
     use super::*;
 
-    fn sampler(config: SamplerConfig) -> Sampler {
-        Sampler::new(config).unwrap()
+    /// Everything may come, as likely as the logits say.
+    const OPEN: SamplerConfig = SamplerConfig {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        seed: 3,
+    };
+
+    fn draw(config: SamplerConfig, logits: &[f32], n: u64) -> Vec<u32> {
+        let mut s = Sampler::new(config).unwrap();
+        (0..n).map(|i| s.sample(logits, &[], TokenPos(i))).collect()
+    }
+
+    fn greedy(logits: &[f32], generated: &[u32], repeat_penalty: f32) -> u32 {
+        let config = SamplerConfig { repeat_penalty, ..Default::default() };
+        Sampler::new(config).unwrap().sample(logits, generated, TokenPos(0))
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
-        let mut greedy = sampler(SamplerConfig::default());
-        assert_eq!(greedy.sample(&[0.0, 3.0, 3.0, -1.0], &[]), 1);
+        assert_eq!(greedy(&[0.0, 3.0, 3.0, -1.0], &[], 1.0), 1);
     }
 
     #[test]
-    fn penalty_moves_away_from_repetition() {
-        let mut s = sampler(SamplerConfig { repeat_penalty: 2.0, ..Default::default() });
-        assert_eq!(s.sample(&[2.0, 1.5], &[0]), 1);
-        assert_eq!(s.sample(&[-1.0, -1.5], &[0]), 1);
+    fn penalty_moves_away_from_recent_repetition() {
+        assert_eq!(greedy(&[2.0, 1.5], &[0], 2.0), 1);
+        assert_eq!(greedy(&[-1.0, -1.5], &[0], 2.0), 1);
+        let mut generated = vec![0];
+        generated.resize(PENALTY_TOKENS, 7);
+        assert_eq!(greedy(&[2.0, 1.5], &generated, 2.0), 1);
+        generated.push(7);
+        assert_eq!(greedy(&[2.0, 1.5], &generated, 2.0), 0);
     }
 
     #[test]
-    fn frequencies_follow_the_probabilities_and_seeds_repeat() {
-        let config = SamplerConfig {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            seed: 3,
-        };
+    fn frequencies_follow_the_probabilities_at_any_temperature() {
         let logits = [0.0f32, 1.0, 2.0];
-        let draw = |n| {
-            let mut s = sampler(config);
-            (0..n).map(|_| s.sample(&logits, &[])).collect::<Vec<_>>()
-        };
-        let drawn = draw(20_000);
-        let total: f32 = logits.iter().map(|l| l.exp()).sum();
-        for token in 0..3u32 {
-            let share = drawn.iter().filter(|&&t| t == token).count() as f32 / 20_000.0;
-            assert!((share - logits[token as usize].exp() / total).abs() < 0.015);
+        for temperature in [0.5, 1.0, 3.0] {
+            let drawn = draw(SamplerConfig { temperature, ..OPEN }, &logits, 20_000);
+            let weight = |token: usize| (logits[token] / temperature).exp();
+            let total: f32 = (0..3).map(weight).sum();
+            for token in 0..3 {
+                let share = drawn.iter().filter(|&&t| t == token as u32).count() as f32 / 20_000.0;
+                assert!((share - weight(token) / total).abs() < 0.015, "{temperature} {token}");
+            }
         }
-        assert_eq!(drawn[..100], draw(100)[..]);
+    }
+
+    #[test]
+    fn a_position_and_a_seed_give_one_number() {
+        let logits = [0.0; 50];
+        let drawn = draw(OPEN, &logits, 200);
+        assert_eq!(drawn[..100], draw(OPEN, &logits, 100)[..]);
+        let other = draw(SamplerConfig { seed: 4, ..OPEN }, &logits, 200);
+        let n_equal = drawn.iter().zip(&other).filter(|(a, b)| a == b).count();
+        assert!(n_equal < 20, "{n_equal} of 200 are equal, 4 are expected");
     }
 
     #[test]
     fn each_truncation_keeps_what_it_says() {
-        let base = SamplerConfig {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            seed: 1,
-        };
         let logits = [3.0f32, 2.9, 0.0, -5.0];
         let kept = |config| {
-            let mut s = sampler(config);
-            let mut seen: Vec<u32> = (0..3000).map(|_| s.sample(&logits, &[])).collect();
+            let mut seen = draw(config, &logits, 3000);
             seen.sort_unstable();
             seen.dedup();
             seen
         };
-        assert_eq!(kept(SamplerConfig { top_k: 1, ..base }), [0]);
-        assert_eq!(kept(SamplerConfig { top_k: 2, ..base }), [0, 1]);
-        assert_eq!(kept(SamplerConfig { top_p: 0.4, ..base }), [0]);
-        assert_eq!(kept(SamplerConfig { min_p: 0.5, ..base }), [0, 1]);
+        assert_eq!(kept(SamplerConfig { top_k: 1, ..OPEN }), [0]);
+        assert_eq!(kept(SamplerConfig { top_k: 2, ..OPEN }), [0, 1]);
+        assert_eq!(kept(SamplerConfig { top_p: 0.4, ..OPEN }), [0]);
+        assert_eq!(kept(SamplerConfig { min_p: 0.5, ..OPEN }), [0, 1]);
+        assert_eq!(kept(SamplerConfig { top_k: 2, top_p: 0.4, min_p: 0.5, ..OPEN }), [0]);
+        // The others' share is measured at the temperature: hot enough, all four come.
+        assert_eq!(kept(SamplerConfig { min_p: 0.5, temperature: 30.0, ..OPEN }), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_not_chosen() {
+        let logits = [f32::NAN, 1.0, f32::NEG_INFINITY, f32::NAN];
+        assert_eq!(greedy(&logits, &[], 1.0), 1);
+        assert!(draw(OPEN, &logits, 200).iter().all(|&t| t == 1));
+        assert!(draw(OPEN, &[0.0, f32::INFINITY], 200).iter().all(|&t| t == 1));
+    }
+
+    /// Sums over many candidates round; the rest must not fall to the least likely one.
+    #[test]
+    fn rounding_never_draws_the_impossible() {
+        let mut logits = vec![0.0f32; 150_000];
+        logits[149_999] = -1e4;
+        assert!(draw(OPEN, &logits, 300).iter().all(|&t| t != 149_999));
+        let s = Sampler { config: OPEN, candidates: vec![(0.75, 4), (0.25, 5), (0.0, 6)] };
+        assert_eq!([s.draw(0.0), s.draw(0.74), s.draw(0.76), s.draw(1.0)], [4, 4, 5, 4]);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use everstream_kv_cache::{KvCache, KvSource, Sections, TokenPos};
 use everstream_memory::{
-    Distance, Embedder, ExactIndex, KvShape, KvType, Memory, MemoryConfig, MemoryError, RamStore,
-    Recall, RecallRequest, Role,
+    Distance, Embedder, ExactIndex, Found, KvShape, KvType, Memory, MemoryConfig, MemoryError,
+    RamStore, Recall, RecallRequest, Role,
 };
 use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
 
@@ -135,17 +135,20 @@ impl Session {
     ) -> Result<usize, SessionError> {
         let tokens = self.encode(text)?;
         let mut n_read = 0;
-        while n_read < tokens.len() {
+        let mut read = Ok(());
+        while read.is_ok() && n_read < tokens.len() {
             let n = self.next_chunk(tokens.len() - n_read);
             let chunk = &tokens[n_read..n_read + n];
-            self.read_chunk(chunk, &mut origin, observer.as_deref_mut())?;
-            n_read += n;
-            if progress(self, n_read, tokens.len()).is_break() {
-                break;
+            read = self.read_chunk(chunk, &mut origin, observer.as_deref_mut());
+            if read.is_ok() {
+                n_read += n;
+                if progress(self, n_read, tokens.len()).is_break() {
+                    break;
+                }
             }
         }
+        self.predict_after(read)?;
         self.end_turn()?;
-        self.predict();
         Ok(n_read)
     }
 
@@ -156,20 +159,37 @@ impl Session {
     ///
     /// [`SessionError`].
     pub fn turn(&mut self, text: &str) -> Result<&Recall, SessionError> {
-        let tokens = self.encode_user_turn(text)?;
+        let (tokens, origin) = self.encode_user_turn(text)?;
         self.recall(text)?;
-        self.append(&tokens, Origin::turn(Role::User))?;
+        self.append(&tokens, origin)?;
         Ok(self.last_recall.get_or_insert_default())
     }
 
-    /// Reads a user's turn and recalls nothing for it.
+    /// Reads a user's turn and recalls nothing for it; the last recall ends.
     ///
     /// # Errors
     ///
     /// [`SessionError`].
     pub fn read_turn(&mut self, text: &str) -> Result<(), SessionError> {
-        let tokens = self.encode_user_turn(text)?;
-        self.append(&tokens, Origin::turn(Role::User))
+        let (tokens, origin) = self.encode_user_turn(text)?;
+        self.end_recall();
+        self.append(&tokens, origin)
+    }
+
+    /// Reads a text that the model is to continue. What has left the window by then and is relevant
+    /// to the end of the text is recalled in front of that end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::append`].
+    pub fn read_prompt(&mut self, tokens: &[u32], origin: Origin) -> Result<(), SessionError> {
+        let (begin, end) = tokens.split_at(tokens.len().saturating_sub(QUERY_TOKENS));
+        let mut end_origin = origin.clone();
+        begin.iter().for_each(|&id| end_origin.move_past(self.model.tokenizer().token_bytes(id)));
+        self.append(begin, origin)?;
+        let query = self.text_of(end);
+        self.recall(&query)?;
+        self.append(end, end_origin)
     }
 
     /// Ends the last recall and puts into the cache what is relevant to `query`; a blank query
@@ -177,7 +197,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`SessionError`]; then nothing is recalled.
+    /// [`SessionError`]; the cache is then as it was.
     pub fn recall(&mut self, query: &str) -> Result<&Recall, SessionError> {
         self.recall_up_to(query, self.config.recall.max_blocks)
     }
@@ -193,10 +213,11 @@ impl Session {
         max_blocks: usize,
     ) -> Result<&Recall, SessionError> {
         let start = Instant::now();
-        self.cache.end_recall();
-        let query = if query.trim().is_empty() { self.newest_text() } else { query.to_owned() };
+        let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
+        let query = if query.trim().is_empty() { self.text_of(newest) } else { query.to_owned() };
         let mut recall = Recall::default();
         if let Some(recorder) = &mut self.recorder {
+            recorder.settle(self.model.tokenizer(), &self.cache)?;
             let request = RecallRequest {
                 max_tokens: self.config.context_tokens,
                 max_blocks,
@@ -204,33 +225,56 @@ impl Session {
                 ..RecallRequest::new(&query, self.cache.timeline().evicted())
             };
             recall = recorder.memory.recall(&request)?;
-            self.insert(&recall)?;
+            self.insert(recall)?;
+        } else {
+            self.last_recall = Some(recall);
         }
         self.timings.recall += start.elapsed();
-        Ok(self.last_recall.insert(recall))
+        Ok(self.last_recall.get_or_insert_default())
     }
 
-    /// Puts blocks into the cache that somebody else chose, in the order given.
+    /// Ends the last recall and puts blocks into the cache that somebody else chose, in the order
+    /// given.
     ///
     /// # Errors
     ///
-    /// [`SessionError::Cache`] if they do not fit.
-    pub fn insert(&mut self, recall: &Recall) -> Result<(), SessionError> {
-        self.cache.end_recall();
+    /// [`SessionError::Memory`] if a block is of another shape, [`SessionError::Cache`] if the
+    /// blocks do not fit; the cache is then as it was.
+    pub fn insert(&mut self, recall: Recall) -> Result<(), SessionError> {
+        let expected = shape(&self.model);
+        for block in &recall.blocks {
+            let found = block.block.kv().shape();
+            if found != expected {
+                return Err(MemoryError::Shape { expected, found }.into());
+            }
+        }
+        let place = self.config.recall.place;
+        // Tried on the positions alone, so that the last recall ends only if this one begins.
+        let mut trial = self.cache.timeline().clone();
+        trial.end_recall();
+        trial.begin_recall(place, recall.n_tokens())?;
         let rows: Vec<Rows<'_>> = recall.blocks.iter().map(Rows).collect();
         let sources: Vec<&dyn KvSource> = rows.iter().map(|r| r as &dyn KvSource).collect();
-        Ok(self.cache.recall(self.config.recall.place, &sources)?)
+        self.end_recall();
+        self.cache.recall(place, &sources)?;
+        self.last_recall = Some(recall);
+        Ok(())
+    }
+
+    fn end_recall(&mut self) {
+        self.cache.end_recall();
+        self.last_recall = None;
     }
 
     /// Appends tokens to the stream and predicts what follows.
     ///
     /// # Errors
     ///
-    /// [`SessionError`]; chunks before the one that failed stay in the stream.
+    /// [`SessionError`]; tokens before the chunk that failed stay in the stream, as
+    /// [`Session::n_tokens`] says, and the prediction is what follows them.
     pub fn append(&mut self, tokens: &[u32], origin: Origin) -> Result<(), SessionError> {
-        self.read_all(tokens, origin, None)?;
-        self.predict();
-        Ok(())
+        let read = self.read_all(tokens, origin, None);
+        self.predict_after(read)
     }
 
     /// As [`Session::append`], showing the prediction after every token.
@@ -244,7 +288,9 @@ impl Session {
         origin: Origin,
         observer: &mut Observer<'_>,
     ) -> Result<(), SessionError> {
-        self.read_all(tokens, origin, Some(observer))
+        let read = self.read_all(tokens, origin, Some(observer));
+        // Whoever observes has the last prediction made already.
+        if read.is_ok() { read } else { self.predict_after(read) }
     }
 
     /// Lets tokens pass through the window of `recompute`, which computes nothing for them.
@@ -267,11 +313,9 @@ impl Session {
     /// [`SessionError::Memory`].
     pub fn end_turn(&mut self) -> Result<(), SessionError> {
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
-        recorder.end_turn(self.model.tokenizer(), &self.cache)?;
-        let start = Instant::now();
-        recorder.memory.flush()?;
-        recorder.elapsed += start.elapsed();
-        Ok(())
+        recorder.end_turn();
+        recorder.settle(self.model.tokenizer(), &self.cache)?;
+        recorder.embed()
     }
 
     /// A stream with the same past that goes its own way from here.
@@ -289,7 +333,7 @@ impl Session {
             recent: self.recent.clone(),
             logits: self.logits.clone(),
             n_tokens: self.n_tokens,
-            last_recall: None,
+            last_recall: self.last_recall.clone(),
             timings: self.timings,
         })
     }
@@ -336,12 +380,19 @@ impl Session {
         self.recorder.as_ref().map(|r| &r.memory)
     }
 
-    /// The memory, to search it.
-    pub fn memory_mut(&mut self) -> Option<&mut Memory> {
-        self.recorder.as_mut().map(|r| &mut r.memory)
+    /// The `n` blocks nearest to `query`, nearest first, evicted or not and without the gate: for
+    /// people who look what is there. Empty if the policy has no memory.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Memory`].
+    pub fn search(&mut self, query: &str, n: usize) -> Result<Vec<Found>, SessionError> {
+        let Some(recorder) = &mut self.recorder else { return Ok(Vec::new()) };
+        recorder.settle(self.model.tokenizer(), &self.cache)?;
+        Ok(recorder.memory.search(query, n)?)
     }
 
-    /// What the last turn recalled.
+    /// What is in the recalled section, and what was turned away.
     #[must_use]
     pub fn last_recall(&self) -> Option<&Recall> {
         self.last_recall.as_ref()
@@ -363,8 +414,19 @@ impl Session {
         encode(&self.model, text)
     }
 
-    fn encode_user_turn(&self, text: &str) -> Result<Vec<u32>, SessionError> {
-        encode_turn(&self.model, &self.model.template().user_turn(text)?)
+    /// The tokens of a user's turn, and which of them are the user's words.
+    fn encode_user_turn(&self, text: &str) -> Result<(Vec<u32>, Origin), SessionError> {
+        let turn = self.model.template().user_turn(text)?;
+        let tokens = encode_turn(&self.model, &turn)?;
+        let (quoted, mut end, mut words) = (turn.quoted(), 0, 0..0);
+        for (i, &id) in tokens.iter().enumerate() {
+            let start = end;
+            end += self.model.tokenizer().token_bytes(id).len();
+            if start < quoted.end && end > quoted.start {
+                words = if words.is_empty() { i..i + 1 } else { words.start..i + 1 };
+            }
+        }
+        Ok((tokens, Origin::turn(Role::User).with_words(words)))
     }
 
     fn read_all(
@@ -396,9 +458,18 @@ impl Session {
         origin: &mut Origin,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<(), SessionError> {
+        // What is complete is stored before more is read: if that fails, nothing was read, and no
+        // block outlives its rows in the cache. No decode step waits for the encoder.
+        if let Some(recorder) = &mut self.recorder {
+            recorder.settle(self.model.tokenizer(), &self.cache)?;
+            if tokens.len() > 1 {
+                recorder.keep_pace()?;
+            }
+        }
         let start = Instant::now();
         let first = TokenPos(self.n_tokens);
         if self.config.policy == Policy::Recompute {
+            self.model.check_tokens(tokens)?;
             self.keep_recent(tokens, self.config.window_tokens + 1);
             if observer.is_some() {
                 self.recompute()?;
@@ -418,7 +489,7 @@ impl Session {
             let (pinned, tokens) = tokens.split_at(n_pinned);
             let tokenizer = self.model.tokenizer();
             pinned.iter().for_each(|&id| origin.move_past(tokenizer.token_bytes(id)));
-            recorder.read(tokens, tokenizer, origin, &self.cache)?;
+            recorder.read(tokens, tokenizer, origin);
         }
         Ok(())
     }
@@ -437,33 +508,41 @@ impl Session {
             for (i, logits) in logits.chunks_exact(vocab_size).enumerate() {
                 observer(first.after(from + i), logits);
             }
+            if to == n_rows {
+                self.logits.clear();
+                self.logits.extend_from_slice(&logits[logits.len() - vocab_size..]);
+            }
         }
     }
 
+    /// Sets the logits after the newest token, whatever came of reading it; returns the first error.
+    fn predict_after(&mut self, read: Result<(), SessionError>) -> Result<(), SessionError> {
+        let predicted = self.predict();
+        read.and(predicted)
+    }
+
     /// Sets the logits after the newest token.
-    fn predict(&mut self) {
+    fn predict(&mut self) -> Result<(), SessionError> {
         if self.n_tokens == 0 {
-            return;
+            return Ok(());
         }
         let start = Instant::now();
         let last = match self.config.policy {
             Policy::Recompute => {
-                // Nothing was refused when the tokens were read one by one, and a window fits.
-                if self.recompute().is_err() {
-                    return;
-                }
+                self.recompute()?;
                 self.recent.len() - 1
             }
             _ => match self.workspace.n_rows().checked_sub(1) {
                 Some(last) => last,
                 // A branch that has read nothing yet: it has the logits of its original.
-                None => return,
+                None => return Ok(()),
             },
         };
         let logits = self.model.logits(&mut self.workspace, last..last + 1);
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.timings.forward += start.elapsed();
+        Ok(())
     }
 
     /// Runs the window through an empty cache.
@@ -482,9 +561,12 @@ impl Session {
         self.recent.drain(..surplus);
     }
 
-    fn newest_text(&self) -> String {
-        let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
-        String::from_utf8_lossy(&self.model.tokenizer().decode(newest)).into_owned()
+    /// Tokens as text, without those that are signals.
+    fn text_of(&self, tokens: &[u32]) -> String {
+        let tokenizer = self.model.tokenizer();
+        let words: Vec<u32> =
+            tokens.iter().copied().filter(|&id| !tokenizer.is_special(id)).collect();
+        String::from_utf8_lossy(&tokenizer.decode(&words)).into_owned()
     }
 }
 
@@ -494,8 +576,7 @@ fn recorder(
     embedder: Arc<dyn Embedder>,
     config: &SessionConfig,
 ) -> Result<Recorder, SessionError> {
-    let c = model.config();
-    let shape = KvShape { n_layers: c.n_layers, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim };
+    let shape = shape(model);
     let kv_type = match config.kv_type {
         everstream_kv_cache::KvType::F32 => KvType::F32,
         everstream_kv_cache::KvType::F16 => KvType::F16,
@@ -508,6 +589,12 @@ fn recorder(
     let index = ExactIndex::new(embedder.dim(), Distance::Cosine).map_err(MemoryError::from)?;
     let memory = Memory::new(settings, Box::new(RamStore::default()), Box::new(index), embedder)?;
     Ok(Recorder::new(memory, TokenPos(config.pinned() as u64), shape, kv_type))
+}
+
+/// Shape of a model's keys and values per token.
+fn shape(model: &Model) -> KvShape {
+    let c = model.config();
+    KvShape { n_layers: c.n_layers, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim }
 }
 
 /// The tokens of a text, without special tokens.

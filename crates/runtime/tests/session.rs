@@ -30,7 +30,7 @@ fn ignore(_: &str) -> ControlFlow<()> {
 
 /// All stored blocks, in stream order.
 fn blocks(session: &mut Session) -> Vec<Arc<Block>> {
-    let found = session.memory_mut().unwrap().search("boat", 10_000).unwrap();
+    let found = session.search("boat", 10_000).unwrap();
     let mut blocks: Vec<_> = found.into_iter().map(|f| f.block).collect();
     blocks.sort_by_key(|b| b.range().start);
     blocks
@@ -188,10 +188,17 @@ fn an_encoder_that_fails_loses_no_token() {
     let flaky: Option<Arc<dyn Embedder>> = Some(Arc::new(Flaky::default()));
     let mut session = Session::new(Arc::clone(&model), flaky, small(Policy::Remember)).unwrap();
     let mut n_failures = 0;
-    // A chunk that was read stays read, also if its blocks could not be stored at once.
+    // A call that fails has read what `n_tokens` says, and the prediction is what follows that.
     while session.n_tokens() < tokens.len() as u64 {
-        let rest = &tokens[session.n_tokens() as usize..];
-        n_failures += usize::from(session.append(rest, Origin::turn(Role::Document)).is_err());
+        let n_read = session.n_tokens() as usize;
+        if session.append(&tokens[n_read..], Origin::turn(Role::Document)).is_ok() {
+            continue;
+        }
+        n_failures += 1;
+        let mut twin = common::session(&model, small(Policy::Sink));
+        let n_read = session.n_tokens() as usize;
+        twin.append(&tokens[..n_read], Origin::turn(Role::Document)).unwrap();
+        assert!(session.logits() == twin.logits(), "after {n_read} tokens");
     }
     while session.end_turn().is_err() {
         n_failures += 1;
@@ -201,6 +208,95 @@ fn an_encoder_that_fails_loses_no_token() {
         s.memory().unwrap().metas().iter().map(|m| m.range.clone()).collect()
     };
     assert_eq!(ranges(&session), ranges(&steady));
+}
+
+/// What a template writes around words is in the stream, and in no block's text.
+#[test]
+fn a_chat_is_remembered_by_its_words() {
+    let model = tiny("qwen2");
+    let mut session = session(&model, small(Policy::Remember));
+    let said = "The spare key hangs behind the clock in the hall, says Marguerite.";
+    for i in 0..12 {
+        session.turn(&format!("{said} That was note {i}.")).unwrap();
+        session
+            .answer(&GenerateOptions { max_tokens: 20, ..Default::default() }, &mut ignore)
+            .unwrap();
+    }
+    let blocks = blocks(&mut session);
+    assert!(blocks.len() > 20);
+    let text: String = blocks.iter().map(|b| b.text()).collect();
+    for markup in ["<|im_start|>", "<|im_end|>", "user\n", "assistant\n"] {
+        assert!(!text.contains(markup), "{markup:?} in {text:?}");
+    }
+    assert_eq!(text.matches("behind the clock").count(), 12);
+    // Turns are long enough here for blocks of their own.
+    let of = |role| blocks.iter().filter(|b| b.role() == role).count();
+    assert!(of(Role::User) >= 12 && of(Role::Assistant) > 0);
+    let words = blocks.iter().map(|b| (b.role(), b.text().contains("behind the clock")));
+    assert!(words.clone().all(|(role, said)| !said || role == Role::User));
+    let tokens = |b: &Arc<Block>| b.tokens().len() as u64;
+    let n_stored: u64 = blocks.iter().map(tokens).sum();
+    assert!(session.n_tokens() - 4 - n_stored < 40, "markup is stored as tokens");
+}
+
+#[test]
+fn an_insertion_that_is_refused_leaves_the_last_recall() {
+    let model = tiny("qwen2");
+    let mut session = read(&model);
+    let before = session.sections().recalled;
+    assert!(before > 0);
+    let mut too_large = session.last_recall().unwrap().clone();
+    while too_large.n_tokens() <= 64 {
+        too_large.blocks.push(too_large.blocks[0].clone());
+    }
+    let error = session.insert(too_large).unwrap_err();
+    assert!(matches!(error, SessionError::Cache(_)), "{error}");
+    assert_eq!(session.sections().recalled, before);
+    assert_eq!(session.last_recall().unwrap().n_tokens(), before);
+    let branch = session.branch().unwrap();
+    assert_eq!(branch.last_recall().unwrap().n_tokens(), branch.sections().recalled);
+    session.read_turn("And now?").unwrap();
+    assert!(session.last_recall().is_none() && session.sections().recalled == 0);
+}
+
+#[test]
+fn a_token_that_does_not_exist_is_refused_by_every_policy() {
+    let model = tiny("qwen2");
+    for policy in Policy::ALL {
+        let mut session = session(&model, small(policy));
+        ingest(&mut session, "The river runs");
+        let (n_tokens, logits) = (session.n_tokens(), session.logits().to_vec());
+        let error = session.append(&[u32::MAX], Origin::turn(Role::User)).unwrap_err();
+        assert!(matches!(error, SessionError::Forward(_)), "{policy}: {error}");
+        assert!((n_tokens, &logits[..]) == (session.n_tokens(), session.logits()), "{policy}");
+    }
+}
+
+#[test]
+fn an_observed_reading_predicts_as_any_other() {
+    let model = tiny("qwen2");
+    for policy in Policy::ALL {
+        let (mut plain, mut observed) =
+            (session(&model, small(policy)), session(&model, small(policy)));
+        let tokens = plain.encode(&story(300)).unwrap();
+        plain.append(&tokens, Origin::turn(Role::User)).unwrap();
+        observed.append_observed(&tokens, Origin::turn(Role::User), &mut |_, _| {}).unwrap();
+        assert!(plain.logits() == observed.logits(), "{policy}");
+    }
+}
+
+/// The end of a long prompt asks for what its beginning has said.
+#[test]
+fn a_prompt_recalls_for_its_end() {
+    let model = tiny("qwen2");
+    let mut session = session(&model, small(Policy::Remember));
+    let question = "Who hid the emerald compass under floorboards? ".repeat(3);
+    let prompt = format!("{}\n\n{question}", story(3000));
+    let tokens = session.encode(&prompt).unwrap();
+    session.read_prompt(&tokens, Origin::turn(Role::Document)).unwrap();
+    assert_eq!(session.n_tokens(), tokens.len() as u64);
+    let recall = session.last_recall().unwrap();
+    assert!(recall.blocks.iter().any(|b| b.block.text().contains("emerald")));
 }
 
 fn read(model: &Arc<Model>) -> Session {

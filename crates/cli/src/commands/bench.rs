@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
+use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::Role;
 use everstream_runtime::model::Model;
 use everstream_runtime::{Origin, Policy, Sampler, SamplerConfig, Session, SessionConfig};
@@ -115,7 +116,7 @@ fn decode(session: &mut Session, n_tokens: usize, bar: &ProgressBar) -> anyhow::
     let mut sampler = Sampler::new(SamplerConfig::default())?;
     let start = Instant::now();
     for _ in 0..n_tokens {
-        let token = sampler.sample(session.logits(), &[]);
+        let token = sampler.sample(session.logits(), &[], TokenPos(session.n_tokens()));
         session.append(&[token], Origin::turn(Role::Assistant))?;
         bar.inc(1);
     }

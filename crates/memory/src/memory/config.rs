@@ -110,8 +110,7 @@ pub struct MemoryConfig {
     pub gate: Gate,
     /// Which blocks to propose.
     pub strategy: Arc<dyn Strategy>,
-    /// Blocks that may wait for their embedding before
-    /// [`Memory::remember`](crate::Memory::remember) embeds them itself.
+    /// Blocks that are embedded at once.
     pub embed_batch: usize,
 }
 

@@ -44,9 +44,8 @@ pub struct Memory {
     embedder: Arc<dyn Embedder>,
     /// Each block's number in the store. Shared by branches until one of them remembers.
     order: Arc<HashMap<BlockId, usize>>,
-    /// Numbers and blocks that are stored and not indexed yet, oldest first; at most
-    /// `config.embed_batch`.
-    pending: VecDeque<(usize, Arc<Block>)>,
+    /// Numbers of blocks that are stored and not indexed yet, oldest first.
+    pending: VecDeque<usize>,
     stats: MemoryStats,
 }
 
@@ -85,16 +84,16 @@ impl Memory {
         BlockCutter::new(self.config.sizes)
     }
 
-    /// Stores a block; its text waits to be embedded. If `embed_batch` blocks wait already, they
-    /// are embedded first: a reader that is faster than the encoder is slowed down, and the queue
-    /// stays short.
+    /// Stores a block; its text waits until [`flush`](Self::flush) embeds it. Storing never waits
+    /// for the encoder, so that an encoder that fails costs no keys and values. A caller that reads
+    /// faster than the encoder calls `flush` whenever [`MemoryConfig::embed_batch`] blocks wait.
     ///
     /// A block that is stored already is not stored twice, so a stream may be replayed.
     ///
     /// # Errors
     ///
     /// [`MemoryError`] if the block is malformed, of another shape, too long, starts before the
-    /// end of the last one, or if embedding or storing fails. The block is then not stored.
+    /// end of the last one, or if storing fails. The block is then not stored.
     pub fn remember(&mut self, block: NewBlock) -> Result<BlockId, MemoryError> {
         let block = Arc::new(Block::new(self.session.clone(), block)?);
         self.check_block(&block)?;
@@ -102,11 +101,8 @@ impl Memory {
         if self.order.contains_key(&id) {
             return Ok(id);
         }
-        if self.pending.len() >= self.config.embed_batch {
-            self.flush()?;
-        }
         self.store.append(block.clone())?;
-        self.register(block);
+        self.register(self.store.metas().len() - 1, &block);
         Ok(id)
     }
 
@@ -118,16 +114,33 @@ impl Memory {
     /// [`MemoryError`] if embedding, storing or indexing fails. Blocks that were not indexed wait
     /// on, and the call may be repeated.
     pub fn flush(&mut self) -> Result<usize, MemoryError> {
-        self.embed_pending()?;
         let mut n_indexed = 0;
-        while let Some((order, block)) = self.pending.front() {
-            let Some(embedding) = block.embedding() else { break };
-            self.store.set_embedding(*order, embedding)?;
-            self.index.add(block.id(), embedding)?;
-            self.pending.pop_front();
-            n_indexed += 1;
+        while !self.pending.is_empty() {
+            n_indexed += self.flush_batch()?;
         }
         Ok(n_indexed)
+    }
+
+    /// Embeds and indexes the oldest blocks that wait, at most a batch of them.
+    fn flush_batch(&mut self) -> Result<usize, MemoryError> {
+        let orders: Vec<usize> =
+            self.pending.iter().copied().take(self.config.embed_batch).collect();
+        let blocks: Vec<Arc<Block>> =
+            orders.iter().map(|&order| self.store.get(order)).collect::<Result<_, _>>()?;
+        // A branch may have embedded some of them.
+        let bare: Vec<&Block> =
+            blocks.iter().map(|b| &**b).filter(|b| b.embedding().is_none()).collect();
+        let texts: Vec<&str> = bare.iter().map(|block| block.text()).collect();
+        for (block, embedding) in bare.iter().zip(self.embed(&texts)?) {
+            block.fill_embedding(embedding);
+        }
+        for (&order, block) in orders.iter().zip(&blocks) {
+            let embedding = block.embedding().expect("all of the batch are embedded by now");
+            self.store.set_embedding(order, embedding)?;
+            self.index.add(block.id(), embedding)?;
+            self.pending.pop_front();
+        }
+        Ok(blocks.len())
     }
 
     /// Finds what has left the window and is relevant to the query. Waits until every block is
@@ -235,10 +248,7 @@ impl Memory {
         for order in 0..self.store.metas().len() {
             let block = self.store.get(order)?;
             self.check_block(&block)?;
-            if self.pending.len() >= self.config.embed_batch {
-                self.flush()?;
-            }
-            self.register_at(order, block);
+            self.register(order, &block);
         }
         self.flush()?;
         Ok(())
@@ -256,31 +266,11 @@ impl Memory {
         Ok(())
     }
 
-    fn register(&mut self, block: Arc<Block>) {
-        self.register_at(self.store.metas().len() - 1, block);
-    }
-
-    fn register_at(&mut self, order: usize, block: Arc<Block>) {
+    fn register(&mut self, order: usize, block: &Block) {
         Arc::make_mut(&mut self.order).insert(block.id(), order);
         self.stats.n_tokens += block.tokens().len();
         self.stats.kv_bytes += block.kv().bytes();
-        self.pending.push_back((order, block));
-    }
-
-    /// Gives an embedding to every waiting block that has none; a branch may have made some.
-    fn embed_pending(&mut self) -> Result<(), MemoryError> {
-        let bare: Vec<Arc<Block>> = self
-            .pending
-            .iter()
-            .filter(|(_, block)| block.embedding().is_none())
-            .map(|(_, block)| block.clone())
-            .collect();
-        let texts: Vec<&str> = bare.iter().map(|block| block.text()).collect();
-        let embeddings = self.embed(&texts)?;
-        for (block, embedding) in bare.iter().zip(embeddings) {
-            block.fill_embedding(embedding);
-        }
-        Ok(())
+        self.pending.push_back(order);
     }
 
     fn embed_query(&mut self, query: &str) -> Result<Vec<f32>, MemoryError> {

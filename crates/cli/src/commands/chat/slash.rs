@@ -162,9 +162,11 @@ fn memory(session: &Session) -> String {
 }
 
 fn search(session: &mut Session, query: &str) -> anyhow::Result<String> {
-    let Some(memory) = session.memory_mut() else { return Ok(no_memory(session)) };
+    if session.memory().is_none() {
+        return Ok(no_memory(session));
+    }
     let mut text = String::new();
-    for found in memory.search(query, N_FOUND)? {
+    for found in session.search(query, N_FOUND)? {
         let (block, range) = (&found.block, found.block.range());
         let source = block.source().map_or(String::new(), |s| format!("{}:{} ", s.file, s.line));
         let words = output::first_words(block.text(), SHOWN_CHARS);
