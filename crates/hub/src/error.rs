@@ -29,12 +29,12 @@ pub enum HubError {
         reason: &'static str,
     },
     /// A local model cannot be read.
-    #[error("cannot read the model {}: {source}; check the path", path.display())]
+    #[error("cannot read the model {}: {reason}; check the path", path.display())]
     Unreadable {
         /// The file or folder.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not. No `source`: the message has it, and printing the chain would say it twice.
+        reason: io::Error,
     },
     /// A folder given as a model lacks a file.
     #[error(
@@ -57,12 +57,12 @@ pub enum HubError {
         dir: PathBuf,
     },
     /// The cache folder cannot be written.
-    #[error("cannot write to the cache folder {}: {source}; choose another", path.display())]
+    #[error("cannot write to the cache folder {}: {reason}; choose another", path.display())]
     CacheFolder {
         /// The folder.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file of the cache folder is not what was downloaded.
     #[error(
@@ -125,13 +125,13 @@ pub enum HubError {
     },
     /// The Python interpreter cannot be started.
     #[error(
-        "cannot run {python}: {source}; install Python 3 with pip, or give the path of a model file"
+        "cannot run {python}: {reason}; install Python 3 with pip, or give the path of a model file"
     )]
     Python {
         /// The interpreter.
         python: String,
         /// Why not.
-        source: io::Error,
+        reason: io::Error,
     },
     /// pip ran and failed.
     #[error("`{command}` failed ({status}): {detail}; {advice}")]

@@ -201,18 +201,18 @@ impl Hub {
         progress: &mut dyn Progress,
     ) -> Result<ModelFiles, HubError> {
         let mut failures = Vec::new();
-        for (i, source) in wanted.sources.iter().enumerate() {
+        for source in &wanted.sources {
             match self.fetch(source, &wanted, staging, progress) {
                 Ok(contents) => {
                     let origin = source.origin();
                     verify::remember(&staging.stage(), &origin, &wanted.files, &contents)?;
                     staging.commit()?;
+                    for failure in &failures {
+                        progress.note(&format!("{failure}; used {origin} instead"));
+                    }
                     return Ok(self.files(&wanted, &contents));
                 }
                 Err(failure) => {
-                    if let Some(next) = wanted.sources.get(i + 1) {
-                        progress.note(&format!("{failure}; trying {}", next.origin()));
-                    }
                     failures.push(failure);
                     staging.reset()?;
                 }

@@ -16,17 +16,22 @@ const ENCODER_FILES: [&str; 3] = ["model.safetensors", "tokenizer.json", "config
 /// A file that ends in `.safetensors` is taken for the weights of a sentence encoder, any other
 /// for a language model; whether it is one, its loader will find out.
 pub(crate) fn open(path: &Path) -> Result<ModelFiles, HubError> {
-    let unreadable = |source| HubError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |reason| HubError::Unreadable { path: path.to_owned(), reason };
+    // The plain call: the message names the path already.
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
     let main = if metadata.is_dir() { encoder_weights(path)? } else { path.to_owned() };
-    // The error is the plain one: the message names the path already.
-    let file = fs::File::open(&main).map_err(unreadable)?;
+    // Opening a pipe would wait for a writer, so the kind of file is asked for first.
+    let metadata = std::fs::metadata(&main).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(unreadable(std::io::Error::other("it is not a regular file")));
+    }
+    fs::File::open(&main)?;
     let is_encoder = main.extension().is_some_and(|extension| extension == "safetensors");
     Ok(ModelFiles {
         name: path.display().to_string(),
         kind: if is_encoder { ModelKind::SentenceEncoder } else { ModelKind::LanguageModel },
         dir: main.parent().map(Path::to_owned).unwrap_or_default(),
-        bytes: file.metadata().map_err(unreadable)?.len(),
+        bytes: metadata.len(),
         main,
         sha256: None,
     })

@@ -148,7 +148,7 @@ impl PipRequest<'_> {
     ) -> Result<ExitStatus, HubError> {
         let child = command
             .spawn()
-            .map_err(|source| HubError::Python { python: self.python.to_owned(), source })?;
+            .map_err(|reason| HubError::Python { python: self.python.to_owned(), reason })?;
         let mut child = KillOnDrop(child);
         let mut seen_bytes = 0;
         let mut pause = FIRST_POLL;

@@ -56,7 +56,7 @@ impl Staging {
         // From here on, dropping `staging` undoes what was done so far.
         staging
             .prepare(&pulling, &models, key, progress)
-            .map_err(|source| HubError::CacheFolder { path: cache_dir.to_owned(), source })?;
+            .map_err(|reason| HubError::CacheFolder { path: cache_dir.to_owned(), reason })?;
         Ok(staging)
     }
 
@@ -165,7 +165,9 @@ fn sweep(pulling: &Path, own_key: &str) {
         if key == own_key {
             continue;
         }
-        if let Ok(Some(_lock)) = LockFile::try_take(&lock_path(pulling, key)) {
+        // Without locks nobody can tell a dead pull from a living one.
+        let lock = LockFile::try_take(&lock_path(pulling, key));
+        if lock.is_ok_and(|lock| lock.is_some_and(|lock| lock.is_locked)) {
             let _ = remove_tree(&pulling.join(key));
         }
     }
@@ -207,30 +209,32 @@ struct LockFile {
     // Held open for the lock, which ends with it.
     _file: fs::File,
     path: PathBuf,
+    /// False on a file system without locks.
+    is_locked: bool,
 }
 
 impl LockFile {
     /// Takes the lock; `None` if somebody else holds it.
     fn try_take(path: &Path) -> io::Result<Option<Self>> {
         Self::attempt(path, |file| match file.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => without_locks(error),
+            Ok(()) => Ok(Some(true)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => without_locks(error).map(Some),
         })
     }
 
     /// Takes the lock, waiting for it.
     fn take(path: &Path) -> io::Result<Self> {
         let lock = Self::attempt(path, |file| match file.lock() {
-            Ok(()) => Ok(true),
-            Err(error) => without_locks(error),
+            Ok(()) => Ok(Some(true)),
+            Err(error) => without_locks(error).map(Some),
         })?;
         lock.ok_or_else(|| io::Error::other(format!("cannot lock {}", path.display())))
     }
 
     fn attempt(
         path: &Path,
-        lock: impl Fn(&fs::File) -> io::Result<bool>,
+        lock: impl Fn(&fs::File) -> io::Result<Option<bool>>,
     ) -> io::Result<Option<Self>> {
         for _ in 0..MAX_LOCK_ATTEMPTS {
             if let Some(parent) = path.parent() {
@@ -242,11 +246,9 @@ impl LockFile {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other?,
             };
-            if !lock(&file)? {
-                return Ok(None);
-            }
+            let Some(is_locked) = lock(&file)? else { return Ok(None) };
             if has_name(&file, path)? {
-                return Ok(Some(Self { _file: file, path: path.to_owned() }));
+                return Ok(Some(Self { _file: file, path: path.to_owned(), is_locked }));
             }
         }
         Err(io::Error::other(format!("cannot lock {}", path.display())))
@@ -262,7 +264,7 @@ impl Drop for LockFile {
 
 /// Some network file systems have no locks; there, two pulls at once are the user's risk.
 fn without_locks(error: io::Error) -> io::Result<bool> {
-    if error.kind() == io::ErrorKind::Unsupported { Ok(true) } else { Err(error) }
+    if error.kind() == io::ErrorKind::Unsupported { Ok(false) } else { Err(error) }
 }
 
 #[cfg(unix)]

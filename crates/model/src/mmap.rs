@@ -36,15 +36,17 @@ impl MappedFile {
     /// The error of opening or mapping, which names the path. Folders, pipes and devices are
     /// refused, because their length says nothing about what can be read from them.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = fs_err::File::open(path)?;
-        if !file.metadata()?.is_file() {
+        // Asked before opening, since opening a pipe waits for a writer.
+        if !fs_err::metadata(path)?.is_file() {
             let problem = format!("`{}` is not a regular file", path.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
+        let file = fs_err::File::open(path)?;
         // SAFETY: the map is read-only and private to this value. What `Mmap` asks of us, that
         // nobody changes the file meanwhile, cannot be enforced from inside a process; the module
-        // documentation states the consequence. No invariant of Rust depends on the contents:
-        // they are plain bytes, and every length read from them is checked when it is read.
+        // documentation states the consequence. Lengths and offsets are copied when they are
+        // checked; texts that were checked to be UTF-8 are read again where they lie, so whoever
+        // edits a model file that is in use breaks the process that uses it.
         let map = unsafe { memmap2::Mmap::map(file.file()) }.map_err(|error| {
             io::Error::new(error.kind(), format!("failed to map `{}`: {error}", path.display()))
         })?;
