@@ -108,15 +108,14 @@ fn check_file(path: &str, text: &str, problems: &mut Vec<String>) {
     if has_unsafe && !may_be_unsafe {
         problems.push(format!("{path}: unsafe code outside `kernels`"));
     }
-    let reads_environment = text.contains("env::var(") || text.contains("env::var_os(");
+    let reads_environment = ["env::var(", "env::var_os(", "env::vars(", "env::vars_os("]
+        .iter()
+        .any(|call| code.contains(call));
     let may_read = ["crates/cli/", "xtask/"].iter().any(|p| path.starts_with(p))
         || path.contains("/tests/")
         || path.contains("/examples/");
-    if reads_environment
-        && !may_read
-        && !path.ends_with("_tests.rs")
-        && !text.contains("#[cfg(test)]")
-    {
+    let is_test = path.ends_with("tests.rs") || path.ends_with("testing.rs");
+    if reads_environment && !may_read && !is_test {
         problems.push(format!("{path}: reads the environment; only `cli` does"));
     }
 }
