@@ -34,7 +34,7 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Common {
     /// Threads to compute with [default: physical cores]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Instruction set: scalar, avx2 or avx512 [default: the widest of this CPU]
     #[arg(long, global = true, value_name = "NAME")]
@@ -116,8 +116,25 @@ pub(crate) struct RecallArgs {
     #[arg(long, value_name = "N", default_value_t = RecallConfig::default().max_blocks)]
     pub(crate) recall_blocks: usize,
     /// Cosine distance above which nothing is recalled; 2 lets everything pass
-    #[arg(long, value_name = "D", default_value_t = Gate::default().max_distance.unwrap_or(2.0))]
+    #[arg(
+        long,
+        value_name = "D",
+        default_value_t = Gate::default().max_distance.unwrap_or(2.0),
+        value_parser = distance
+    )]
     pub(crate) gate: f32,
+}
+
+/// As many threads as any machine has cores.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let n: NonZeroUsize = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
+    if n.get() > 1024 { Err("use 1 to 1024".to_owned()) } else { Ok(n) }
+}
+
+/// A threshold that something can pass.
+fn distance(text: &str) -> Result<f32, String> {
+    let d: f32 = text.parse().map_err(|e: std::num::ParseFloatError| e.to_string())?;
+    if d.is_nan() { Err("use a number, such as 0.7".to_owned()) } else { Ok(d) }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -13,9 +13,10 @@ Examples:
   everstream chat --system 'Answer in one sentence.' --policy sink
   echo 'Who locked the gate?' | everstream chat --ingest log.txt --json
 
-On a terminal, lines that begin with / are commands (/help lists them), Ctrl-C stops an answer and
-Ctrl-D ends the program. With piped input each line is a turn and each answer one line on standard
-output; recalls and progress go to standard error.";
+Lines that begin with / are commands (/help lists them); // begins a turn that begins with /. On a
+terminal Ctrl-C stops an answer and Ctrl-D ends the program. With piped input each line that is not
+blank is a turn and each answer one line on standard output; recalls, progress and what commands say
+go to standard error.";
 
 pub(crate) const GENERATE: &str = "\
 Examples:

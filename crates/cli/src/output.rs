@@ -70,9 +70,6 @@ impl PullProgress {
 
 impl Progress for PullProgress {
     fn begin(&mut self, what: &str, total_bytes: Option<u64>) {
-        if !std::io::stderr().is_terminal() {
-            note(what);
-        }
         let template = match total_bytes {
             Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}",
             None => "{msg} {spinner} {bytes} {bytes_per_sec}",
@@ -131,13 +128,19 @@ fn status_kb(key: &str) -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
-/// The first words of a text on one line.
+/// The first words of a text on one line, as a terminal may see them: without control characters.
 pub(crate) fn first_words(text: &str, n_chars: usize) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line: String = line.chars().map(visible).collect();
     match line.char_indices().nth(n_chars) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
+}
+
+/// A character, or what stands for one that a terminal would act on.
+pub(crate) fn visible(c: char) -> char {
+    if c.is_control() { '\u{fffd}' } else { c }
 }
 
 /// A line on standard error. That nobody reads it is no reason to stop, so errors are dropped.

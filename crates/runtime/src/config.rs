@@ -124,6 +124,9 @@ impl Default for SessionConfig {
 }
 
 impl SessionConfig {
+    /// The most that any section may hold.
+    pub const MAX_SECTION_TOKENS: usize = 1 << 29;
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -131,6 +134,17 @@ impl SessionConfig {
     /// [`SessionError::Setting`] naming the first that cannot be.
     pub fn check(&self) -> Result<(), SessionError> {
         let setting = |what, value, rule| Err(SessionError::Setting { what, value, rule });
+        for (what, value) in [
+            ("the window", self.window_tokens),
+            ("the number of sinks", self.n_sink),
+            ("the recalled context", self.context_tokens),
+            ("a prefill chunk", self.chunk_tokens),
+            ("the limit of a dense cache", self.max_tokens),
+        ] {
+            if value > Self::MAX_SECTION_TOKENS {
+                return setting(what, value, format!("at most {}", Self::MAX_SECTION_TOKENS));
+            }
+        }
         if self.window_tokens == 0 && self.policy != Policy::Dense {
             return setting("the window", 0, "at least 1 token: try --window 512".to_owned());
         }
@@ -146,8 +160,8 @@ impl SessionConfig {
             let rule = format!("at least {longest} tokens with policy remember, a whole block");
             return setting("the window", self.window_tokens, rule);
         }
-        if self.policy == Policy::Remember && self.context_tokens < self.recall.sizes.min() {
-            let rule = format!("at least {} tokens, a block", self.recall.sizes.min());
+        if self.policy == Policy::Remember && self.context_tokens < longest {
+            let rule = format!("at least {longest} tokens with policy remember, a whole block");
             return setting("the recalled context", self.context_tokens, rule);
         }
         Ok(())

@@ -126,6 +126,6 @@ mod tests {
         huge.kv_bytes = u64::MAX / 2;
         assert!(matches!(huge.check_room(), Err(SessionError::NoRoom { .. })));
         let too_many = SessionConfig { n_sink: usize::MAX, ..config };
-        assert!(matches!(too_many.footprint(model.config()), Err(SessionError::Cache(_))));
+        assert!(matches!(too_many.footprint(model.config()), Err(SessionError::Setting { .. })));
     }
 }

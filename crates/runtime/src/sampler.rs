@@ -73,7 +73,8 @@ impl Sampler {
         let recent = &generated[generated.len().saturating_sub(PENALTY_TOKENS)..];
         let penalty = self.config.repeat_penalty;
         let penalised = |(token, &logit): (usize, &f32)| {
-            let (token, logit) = (token as u32, logit.max(f32::MIN).min(f32::MAX));
+            let token = token as u32;
+            let logit = if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) };
             let repeated = penalty != 1.0 && recent.contains(&token);
             match repeated {
                 false => (logit, token),

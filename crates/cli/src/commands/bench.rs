@@ -39,6 +39,14 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
         0 => None,
         _ => Some(stream::measure(&model, config.clone(), &source)?),
     };
+    let out = &mut std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", json(&model, &config, args, &speed, stream.as_ref()))?;
+    } else {
+        print(&model, args, &speed, out)?;
+        stream.iter().try_for_each(|stream| stream.print(out))?;
+    }
+    // Last: what was measured is not lost with a disk that is full.
     if let (Some(path), Some(stream)) = (&args.plot, &stream) {
         let title = format!(
             "{}, {} sinks + {} recent",
@@ -46,16 +54,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
         );
         fs_err::write(path, stream.svg(&title))?;
     }
-    let out = &mut std::io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", json(&model, &config, args, &speed, stream.as_ref()))?;
-        return Ok(());
-    }
-    print(&model, args, &speed, out)?;
-    match stream {
-        Some(stream) => Ok(stream.print(out)?),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn check(args: &BenchArgs) -> anyhow::Result<()> {

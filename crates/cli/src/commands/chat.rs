@@ -2,8 +2,10 @@
 //!
 //! On a terminal there is a prompt with line editing and history, answers are streamed, and lines
 //! that begin with `/` are commands. With piped input each line is a turn and each answer exactly
-//! one line, so that n lines in give n lines out. Either way recalls and progress go to standard
-//! error, and `--json` replaces an answer by one object.
+//! one line, so that n turns in give n lines out. Blank lines are no turns, and commands work there
+//! too, since a script has the same questions; one that does not exist ends the run, so that no
+//! turn is lost without a word. Either way recalls, progress and the output of commands go to
+//! standard error, and `--json` replaces an answer by one object.
 
 mod answer;
 mod input;
@@ -26,6 +28,9 @@ use crate::{load, output};
 use input::Input;
 use slash::Line;
 
+/// Exit code of a program that Ctrl-C has ended.
+const INTERRUPTED: i32 = 130;
+
 /// A text to read before the first turn.
 struct Document {
     name: String,
@@ -47,8 +52,13 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     if input.is_terminal() {
         // Piped input is a script's, and a script that is interrupted should end.
         let stop = Arc::clone(&stop);
-        ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed))
-            .context("cannot listen for Ctrl-C")?;
+        let handler = move || {
+            // Asked a second time before anything came of the first.
+            if stop.swap(true, Ordering::Relaxed) {
+                std::process::exit(INTERRUPTED);
+            }
+        };
+        ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")?;
     }
     let session = open(model, encoder, config, args, &documents)?;
     let mut chat = Chat { args, session, stop, is_terminal: input.is_terminal(), n_turns: 0 };
@@ -150,10 +160,9 @@ impl Chat<'_> {
                 Line::Blank => Ok(()),
                 Line::Command(slash::Command::Quit) => return Ok(()),
                 Line::Command(command) => self.run(command),
-                Line::Unknown(name) => {
-                    output::note(&format!("everstream: unknown command {name}: try /help"));
-                    Ok(())
-                }
+                Line::Unknown(name) => Err(anyhow::anyhow!(
+                    "unknown command {name}: try /help, or begin the line with // for a turn"
+                )),
                 Line::Turn(text) => self.turn(text),
             };
             match result {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use everstream_runtime::memory::Role;
-use everstream_runtime::{Origin, Session};
+use everstream_runtime::{Origin, Sampler, Session};
 use serde_json::json;
 
 use crate::args::{Common, GenerateArgs};
@@ -24,6 +24,7 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
     let mut config = args.cache.session(args.policy);
     args.recall.apply(&mut config);
     config.check()?;
+    Sampler::new(args.sample.options().sampler)?;
     let model = load::model(common, &args.model.model)?;
     let encoder = load::encoder(common, args.policy)?;
 
@@ -39,7 +40,7 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
         if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
             tokens.insert(0, bos);
         }
-        session.append(&tokens, Origin::turn(Role::Document))?;
+        session.read_prompt(&tokens, Origin::turn(Role::Document))?;
     }
     let (n_prompt, ttft) = (session.n_tokens(), start.elapsed());
     let mut out = std::io::stdout().lock();

@@ -212,10 +212,9 @@ fn shown(value: &Metadata<'_>) -> String {
     }
 }
 
-/// Text from a file as a terminal may see it: one short line without control characters.
+/// Text from a file as a terminal may see it.
 fn clean(text: &str) -> String {
-    let line = output::first_words(text, MAX_SHOWN_CHARS);
-    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    output::first_words(text, MAX_SHOWN_CHARS)
 }
 
 fn show_encoder(files: &ModelFiles, args: &InspectArgs) -> anyhow::Result<()> {

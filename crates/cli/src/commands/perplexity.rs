@@ -20,9 +20,16 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     if args.every == 0 {
         bail!("--every is 0, but must be at least 1");
     }
+    for &policy in &args.policy {
+        session_config(args, policy, args.tokens.unwrap_or(0)).check()?;
+    }
     let text = load::text(&args.text)?;
     let model = load::model(common, &args.model.model)?;
     let mut tokens = everstream_runtime::encode(&model, &text)?;
+    // It is what the model was trained to begin with; it is not scored, having no predecessor.
+    if let Some(bos) = model.tokenizer().bos().filter(|_| model.tokenizer().add_bos()) {
+        tokens.insert(0, bos);
+    }
     if let Some(limit) = args.tokens {
         if limit > tokens.len() {
             bail!(
@@ -42,9 +49,11 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     for config in &configs {
         config.check()?;
     }
+    let needs_encoder = args.policy.contains(&Policy::Remember);
+    let encoder = if needs_encoder { load::encoder(common, Policy::Remember)? } else { None };
     let mut rows = Vec::new();
     for config in configs {
-        let encoder = load::encoder(common, config.policy)?;
+        let encoder = encoder.clone();
         let bar = output::token_bar(tokens.len(), config.policy.name());
         let mut progress = |position: usize, _loss: f64| bar.set_position(position as u64);
         let score = score(&model, encoder, config.clone(), &tokens, positions, &mut progress)?;
@@ -58,16 +67,17 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     } else {
         writeln!(
             out,
-            "{:<10} {:>6} {:>8} {:>8} {:>8} {:>11}",
-            "policy", "sinks", "recalled", "window", "tokens", "perplexity"
+            "{:<10} {:>6} {:>8} {:>8} {:>8} {:>8} {:>11}",
+            "policy", "sinks", "recalled", "window", "budget", "tokens", "perplexity"
         )?;
         for row in &rows {
             let c = &row.config;
             let (sinks, recalled, window) = sizes(c);
             writeln!(
                 out,
-                "{:<10} {sinks:>6} {recalled:>8} {window:>8} {:>8} {:>11.3}",
+                "{:<10} {sinks:>6} {recalled:>8} {window:>8} {:>8} {:>8} {:>11.3}",
                 c.policy.name(),
+                c.budget_tokens(),
                 row.score.tokens,
                 row.score.perplexity()
             )?;
@@ -82,7 +92,7 @@ fn session_config(args: &PerplexityArgs, policy: Policy, n_tokens: usize) -> Ses
     config.max_tokens = n_tokens;
     // A window that is computed anew has room for what others keep as sinks.
     if matches!(policy, Policy::Window | Policy::Recompute) {
-        config.window_tokens += config.n_sink;
+        config.window_tokens = config.window_tokens.saturating_add(config.n_sink);
         config.n_sink = 0;
     }
     config

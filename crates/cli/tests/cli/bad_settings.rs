@@ -29,8 +29,8 @@ fn a_window_shorter_than_a_block() {
 
 #[test]
 fn recalled_context_shorter_than_a_block() {
-    let more = ["--policy", "remember", "--context-tokens", "15"];
-    check(&more, "the recalled context is 15, but must be at least 16");
+    let more = ["--policy", "remember", "--context-tokens", "95"];
+    check(&more, "the recalled context is 95, but must be at least 96");
 }
 
 #[test]
@@ -91,6 +91,31 @@ fn scores_of_too_few_tokens() {
     fails(&["--tokens", "1"], "at least 2 are needed");
     fails(&["--tokens", "0"], "at least 2 are needed");
     fails(&["--every", "0"], "--every is 0");
+}
+
+#[test]
+fn sizes_beyond_every_machine() {
+    for policy in ["recompute", "window", "dense", "sink", "remember"] {
+        for size in ["--window", "--sinks", "--chunk"] {
+            check(&["--policy", policy, size, "18446744073709551615"], "but must be at most");
+        }
+    }
+}
+
+/// What the parser refuses: its own message, and exit code 2.
+#[test]
+fn values_that_are_no_setting() {
+    let rig = Rig::new();
+    for (arguments, part) in [
+        (&["chat", "--gate", "nan"][..], "use a number"),
+        (&["models", "--threads", "1000000"], "use 1 to 1024"),
+        (&["models", "--threads", "0"], "non-zero"),
+        (&["chat", "--policy", "all"], "use dense, window"),
+    ] {
+        let ran = rig.run(arguments);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
+        assert!(ran.stderr.contains(part), "{ran:?}");
+    }
 }
 
 #[test]

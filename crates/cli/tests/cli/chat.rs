@@ -8,7 +8,7 @@ fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn as_many_lines_come_out_as_go_in() {
+fn as_many_lines_come_out_as_turns_go_in() {
     let rig = Rig::new();
     let input = b"one\n\n  \ntwo\nthree\r\n//four\nfive, without an end";
     for model in ["tiny-llama", "tiny-qwen2"] {
@@ -40,14 +40,20 @@ fn quit_ends_it() {
 #[test]
 fn commands_answer_on_standard_error() {
     let rig = Rig::new();
-    let input = b"/help\n/stats\n/policy\n/memory\n/memory word\n/nonsense\n";
+    let input = b"/help\n/stats\n/policy\n/memory\n/memory word\n";
     let ran = rig.run_with_input(&arguments(&tiny("tiny-llama"), &[]), input);
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{ran:?}");
-    for part in
-        ["/quit", "0 evicted", "policy sink: ", "has no memory", "unknown command /nonsense"]
-    {
+    for part in ["/quit", "0 evicted", "policy sink: ", "has no memory"] {
         assert!(ran.stderr.contains(part), "{part}: {ran:?}");
     }
+}
+
+#[test]
+fn a_command_that_does_not_exist_ends_a_script() {
+    let rig = Rig::new();
+    let ran = rig.run_with_input(&arguments(&tiny("tiny-llama"), &[]), b"one\n/nonsense\ntwo\n");
+    assert!(ran.error().contains("unknown command /nonsense"), "{ran:?}");
+    assert_eq!(ran.stdout.lines().count(), 1, "{ran:?}");
 }
 
 #[test]

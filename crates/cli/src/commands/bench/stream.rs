@@ -9,10 +9,11 @@ use anyhow::bail;
 use everstream_runtime::kernels::log_sum_exp;
 use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::Role;
-use everstream_runtime::model::{Model, SpecialTokens};
+use everstream_runtime::model::Model;
 use everstream_runtime::{Origin, Session, SessionConfig, SessionError};
 use serde_json::{Value, json};
 
+use super::median;
 use crate::args::BenchArgs;
 use crate::output;
 use crate::plot::{self, Chart};
@@ -21,7 +22,7 @@ use crate::plot::{self, Chart};
 const N_SEGMENTS: usize = 20;
 const MAX_SEGMENT_TOKENS: usize = 50_000;
 /// Tokens at the end of a segment that are read one by one, to see what decoding costs there.
-const DECODED_TOKENS: usize = 32;
+const DECODED_TOKENS: usize = 64;
 /// Tokens between two looks at the progress bar.
 const STRIDE: usize = 1024;
 
@@ -44,7 +45,7 @@ impl Source {
             let tokens = random_tokens(model, n, args.seed);
             return Ok(Self { tokens, is_text: false });
         };
-        let mut tokens = model.tokenizer().encode(&text, SpecialTokens::AsText);
+        let mut tokens = everstream_runtime::encode(model, &text)?;
         if tokens.len() < n {
             bail!("the text has {} tokens, fewer than --stream-tokens {n}", tokens.len());
         }
@@ -92,8 +93,8 @@ struct Segment {
     loss: (f64, usize),
     /// Reading in chunks: tokens and time.
     read: (usize, Duration),
-    /// Reading token by token.
-    decoded: (usize, Duration),
+    /// Reading a token alone: the median.
+    decoded_ms: Option<f64>,
     resident_bytes: Option<u64>,
 }
 
@@ -129,15 +130,19 @@ pub(super) fn measure(
             read(&mut session, source, from..to, &mut loss)?;
             bar.set_position(to as u64);
         }
-        let (read_time, start) = (start.elapsed(), Instant::now());
+        let read_time = start.elapsed();
+        let mut steps = Vec::new();
         for i in middle..range.end {
+            let start = Instant::now();
             read(&mut session, source, i..i + 1, &mut loss)?;
+            steps.push(start.elapsed().as_secs_f64() * 1e3);
         }
-        let decoded = (n_decoded, start.elapsed());
+        steps.sort_by(f64::total_cmp);
+        let decoded_ms = (!steps.is_empty()).then(|| median(&steps));
         bar.set_position(range.end as u64);
         let read = (range.len() - n_decoded, read_time);
         let resident_bytes = output::resident_bytes();
-        segments.push(Segment { range, loss, read, decoded, resident_bytes });
+        segments.push(Segment { range, loss, read, decoded_ms, resident_bytes });
     }
     bar.finish_and_clear();
     Ok(Stream { is_text: source.is_text, segments })
@@ -171,7 +176,7 @@ impl Stream {
                 "end": segment.range.end,
                 "perplexity": segment.perplexity(),
                 "ms_per_token": ms_per_token(segment.read),
-                "decode_ms_per_token": ms_per_token(segment.decoded),
+                "decode_ms_per_token": segment.decoded_ms,
                 "resident_bytes": segment.resident_bytes,
             })
         };
@@ -196,7 +201,7 @@ impl Stream {
                 segment.range.end,
                 number(segment.perplexity()),
                 number(ms_per_token(segment.read)),
-                number(ms_per_token(segment.decoded)),
+                number(segment.decoded_ms),
                 segment.resident_bytes.map_or("-".to_owned(), output::size),
             )?;
         }
@@ -213,7 +218,7 @@ impl Stream {
         let charts = [
             chart("perplexity of each segment", &Segment::perplexity),
             chart("ms per token, read in chunks", &|s| ms_per_token(s.read)),
-            chart("ms per token, decoded", &|s| ms_per_token(s.decoded)),
+            chart("ms per token, decoded", &|s| s.decoded_ms),
             chart("resident memory, MB", &|s| Some(s.resident_bytes? as f64 / 1e6)),
         ];
         let charts: Vec<_> = charts.into_iter().filter(|c| !c.points.is_empty()).collect();

@@ -63,6 +63,17 @@ impl Chat<'_> {
             );
             output::dim_note(&line);
         }
+        for (blocks, why) in
+            [(&recall.gated, "too far from the question"), (&recall.skipped, "no room for")]
+        {
+            if let Some(nearest) = blocks.first().filter(|_| recall.blocks.is_empty()) {
+                output::dim_note(&format!(
+                    "nothing recalled, {why}: {} blocks, the nearest at distance {:.3}",
+                    blocks.len(),
+                    nearest.distance
+                ));
+            }
+        }
     }
 
     /// The text of what is recalled of a block.
@@ -89,14 +100,15 @@ impl Chat<'_> {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
-        })?;
+        });
         if let Some(error) = failed {
             return Err(error.into());
         }
+        // Also behind an answer that failed: what is said next stands on a line of its own.
         if !is_json {
             line.finish()?;
         }
-        Ok((generated, ttft))
+        Ok((generated?, ttft))
     }
 
     fn json(&self, turn: &Turn, generated: &Generated) -> Value {
@@ -120,6 +132,8 @@ impl Chat<'_> {
             "prompt_tokens": turn.n_prompt,
             "generated_tokens": generated.tokens.len(),
             "recalled": turn.recall.blocks.iter().map(block).collect::<Vec<_>>(),
+            "gated": turn.recall.gated.len(),
+            "skipped": turn.recall.skipped.len(),
             "timings_ms": {
                 "recall": ms(recall),
                 "prefill": ms(turn.prefill.saturating_sub(recall)),

@@ -34,9 +34,10 @@ impl<W: Write> OneLine<W> {
         self.out.flush()
     }
 
-    /// Writes text for a terminal, line breaks and all.
+    /// Writes text for a terminal, line breaks and all, but nothing that it would act on.
     pub(super) fn write_as_it_is(&mut self, piece: &str) -> io::Result<()> {
-        self.out.write_all(piece.as_bytes())?;
+        let shown = |c| if matches!(c, '\n' | '\t') { c } else { crate::output::visible(c) };
+        self.out.write_all(piece.chars().map(shown).collect::<String>().as_bytes())?;
         self.out.flush()
     }
 
