@@ -25,8 +25,10 @@ use crate::{Isa, Pool};
 /// in the second-level cache.
 const PANEL_BYTES: usize = 384 * 1024;
 
-/// Tasks that a thread should get at least, so that an uneven machine does not stall the others.
-const TASKS_PER_THREAD: usize = 8;
+/// Tasks that a thread should get, so that an uneven machine does not stall the others.
+const TASKS_PER_THREAD: usize = 16;
+/// Bytes of weights of a task: enough to be worth taking, little enough to be divided evenly.
+const TASK_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=128 << 10;
 
 /// One matrix and where its product goes.
 #[derive(Debug)]
@@ -44,15 +46,18 @@ pub struct Product<'a> {
 /// If a matrix has another number of columns than `x`, an output another size, or if a matrix is
 /// quantized and `x` was filled and not quantized since.
 pub fn matmul<const N: usize>(isa: Isa, pool: &Pool, x: &Activations, products: [Product<'_>; N]) {
-    let mut n_groups = 0;
+    let (mut n_groups, mut n_bytes) = (0, 0);
     let parts = products.map(|p| {
         assert_eq!(p.weights.cols, x.cols, "columns of weights and inputs");
         assert!(x.is_quantized || !p.weights.ty.is_quantized(), "inputs that are not quantized");
         assert_eq!(p.out.len(), x.n_rows * p.weights.rows, "size of the output");
         n_groups += p.weights.rows.div_ceil(GROUP);
+        n_bytes += p.weights.bytes();
         (p.weights, Shareable(p.out.as_mut_ptr()))
     });
-    let per_task = n_groups.div_ceil(pool.n_threads() * TASKS_PER_THREAD).max(1);
+    let task_bytes = n_bytes / (pool.n_threads() * TASKS_PER_THREAD);
+    let task_bytes = task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end());
+    let per_task = (n_groups * task_bytes).div_ceil(n_bytes.max(1)).max(1);
     pool.run(n_groups.div_ceil(per_task), &|_, task| {
         let (mut first, mut last) = (task * per_task, (task + 1) * per_task);
         for (weights, out) in &parts {
@@ -468,6 +473,7 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use super::*;
+    use crate::buffer::Arena;
     use crate::testing::Rng;
 
     const TYPES: [WeightType; 7] = [
@@ -511,7 +517,7 @@ mod tests {
 
     #[test]
     fn products_equal_the_definition_bit_for_bit() {
-        let mut rng = Rng::new(11);
+        let (mut rng, mut arena) = (Rng::new(11), Arena::new());
         for ty in TYPES {
             let unit = ty.block_len().max(32);
             for (rows, cols, n) in
@@ -523,7 +529,8 @@ mod tests {
                 for isa in Isa::available() {
                     for threads in [1, 2] {
                         let pool = pool(threads);
-                        let w = PackedMatrix::pack(ty, rows, cols, &pool, row);
+                        let w =
+                            PackedMatrix::pack(ty, rows, cols, (&mut arena, &pool), row).unwrap();
                         let mut x = Activations::default();
                         let input = rng.vec(n * cols);
                         x.resize(n, cols).copy_from_slice(&input);
@@ -584,7 +591,8 @@ mod tests {
                     x.quantize(Isa::scalar(), &pool);
                     let expected = dot_definition(ty, &row, &x, 0);
                     for isa in Isa::available() {
-                        let w = PackedMatrix::pack(ty, 1, 64, &pool, |_| &row);
+                        let arena = &mut Arena::new();
+                        let w = PackedMatrix::pack(ty, 1, 64, (arena, &pool), |_| &row).unwrap();
                         let mut out = [0.0];
                         matmul(isa, &pool, &x, [Product { weights: &w, out: &mut out }]);
                         assert_eq!(out[0].to_bits(), expected.to_bits(), "{ty:?} {isa} {fill:#x}");
@@ -603,8 +611,13 @@ mod tests {
             random_rows(WeightType::Q8_0, 20, 32, &mut rng),
             random_rows(WeightType::Q4_1, 50, 32, &mut rng),
         );
-        let wa = PackedMatrix::pack(WeightType::Q8_0, 20, 32, &pool, |i| &a[i * 34..][..34]);
-        let wb = PackedMatrix::pack(WeightType::Q4_1, 50, 32, &pool, |i| &b[i * 20..][..20]);
+        let mut arena = Arena::new();
+        let mut pack = |ty: WeightType, rows, bytes: &[u8]| {
+            let row = |i: usize| &bytes[i * ty.block_bytes()..][..ty.block_bytes()];
+            PackedMatrix::pack(ty, rows, 32, (&mut arena, &pool), row).unwrap()
+        };
+        let wa = pack(WeightType::Q8_0, 20, &a);
+        let wb = pack(WeightType::Q4_1, 50, &b);
         let mut x = Activations::default();
         let input = rng.vec(3 * 32);
         x.resize(3, 32).copy_from_slice(&input);

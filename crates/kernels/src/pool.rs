@@ -4,14 +4,19 @@
 //! thread costs more than such a region, so workers spin for a moment after each job and sleep
 //! only when the stream pauses. A general work-stealing pool (rayon) sleeps and wakes per job;
 //! that is why this small one exists.
+//!
+//! Nobody is waited for who has not begun: a worker *joins* a job while it is open, the caller
+//! closes it when no task is left, and waits for those who joined. So a thread that the system has
+//! put aside in favour of another program delays a job only while it holds a task of it.
 
+use std::cell::UnsafeCell;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Spins before a worker sleeps: some 50 microseconds.
+/// Spins before a worker sleeps: a fraction of a millisecond.
 const SPINS: u32 = 10_000;
 
 /// A job as workers see it: a function of the task's number, and how many tasks there are.
@@ -21,27 +26,42 @@ struct Job {
     n_tasks: usize,
 }
 
-// SAFETY: the pointer is used only while `Pool::run` waits for all workers, and the function
-// behind it is `Sync`.
-unsafe impl Send for Job {}
+/// On a cache line of its own: one thread's writes do not slow the reads of another's neighbour.
+#[repr(align(64))]
+struct Line<T>(T);
+
+/// Says that workers may join the newest job; the bits below count those who have.
+const OPEN: u64 = 1 << 31;
 
 /// What the caller and the workers share.
 struct Shared {
-    /// Number of the newest job; it changes after `job` was written. Workers wait on it.
-    epoch: AtomicUsize,
-    /// The newest job. Locked for an instant by the caller to write and by each worker to read.
-    job: Mutex<Option<Job>>,
+    /// Number of the newest job, in the upper 32 bits; [`OPEN`]; how many workers joined it.
+    gate: Line<AtomicU64>,
     /// The next task to take.
-    next: AtomicUsize,
-    /// Workers that have not finished the newest job.
-    active: AtomicUsize,
-    /// Workers asleep; guards the condition variable below.
-    sleepers: Mutex<usize>,
+    next: Line<AtomicUsize>,
+    /// Workers that joined the newest job and are done with it.
+    finished: Line<AtomicUsize>,
+    /// The newest job. Written by the caller while the gate is closed and all who had joined are
+    /// done; read by those who have joined.
+    job: UnsafeCell<Job>,
+    /// Spins before a worker sleeps: none if there are more threads than cores.
+    spins: u32,
+    /// Workers asleep, or about to.
+    n_asleep: AtomicUsize,
+    /// Guards falling asleep against waking up.
+    sleep: Mutex<()>,
     wake: Condvar,
     /// A task panicked; the caller panics in turn.
     panicked: AtomicBool,
     stop: AtomicBool,
 }
+
+// SAFETY: `job` is the only part that is not `Sync` and `Send` by itself. Its rule, stated there,
+// is kept by `Pool::run` and `Shared::work`; the function behind its pointer is `Sync` and is used
+// only while `Pool::run` waits.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
 
 /// A pool of threads that run the tasks of one job at a time; the calling thread works too.
 pub struct Pool {
@@ -69,12 +89,16 @@ impl Pool {
     ///
     /// What the system says if it refuses a thread.
     pub fn new(n_threads: NonZeroUsize) -> std::io::Result<Self> {
+        let n_cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let nothing: &'static (dyn Fn(usize, usize) + Sync) = &|_, _| {};
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            job: Mutex::new(None),
-            next: AtomicUsize::new(0),
-            active: AtomicUsize::new(0),
-            sleepers: Mutex::new(0),
+            gate: Line(AtomicU64::new(0)),
+            next: Line(AtomicUsize::new(0)),
+            finished: Line(AtomicUsize::new(0)),
+            job: UnsafeCell::new(Job { call: nothing, n_tasks: 0 }),
+            spins: if n_threads.get() > n_cores { 0 } else { SPINS },
+            n_asleep: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
             wake: Condvar::new(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -117,16 +141,21 @@ impl Pool {
         };
         let job = Job { call, n_tasks };
         let shared = &*self.shared;
-        *lock(&shared.job) = Some(job);
-        shared.next.store(0, Ordering::Relaxed);
-        shared.active.store(self.workers.len(), Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
-        if *lock(&shared.sleepers) > 0 {
+        // SAFETY: the gate is closed since the last job, and everyone who had joined it is done.
+        unsafe { *shared.job.get() = job };
+        shared.next.0.store(0, Ordering::Relaxed);
+        shared.finished.0.store(0, Ordering::Relaxed);
+        // Only the caller changes the number, and `turn` is held.
+        let number = (shared.gate.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        shared.gate.0.store(number << 32 | OPEN, Ordering::SeqCst);
+        if shared.n_asleep.load(Ordering::SeqCst) > 0 {
+            let _sleep = lock(&shared.sleep);
             shared.wake.notify_all();
         }
         shared.take_tasks(job, 0);
+        let joined = shared.gate.0.fetch_and(!OPEN, Ordering::AcqRel) & (OPEN - 1);
         let mut spins = 0;
-        while shared.active.load(Ordering::Acquire) > 0 {
+        while (shared.finished.0.load(Ordering::Acquire) as u64) < joined {
             spin(&mut spins);
         }
         if shared.panicked.swap(false, Ordering::Relaxed) {
@@ -212,11 +241,11 @@ impl Shared {
     fn take_tasks(&self, job: Job, thread: usize) {
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
-                let i = self.next.fetch_add(1, Ordering::Relaxed);
+                let i = self.next.0.fetch_add(1, Ordering::Relaxed);
                 if i >= job.n_tasks {
                     return;
                 }
-                // SAFETY: `Pool::run` keeps the function alive until no worker is active.
+                // SAFETY: `Pool::run` keeps the function alive until all who joined are done.
                 unsafe { (*job.call)(thread, i) };
             }
         }));
@@ -229,43 +258,58 @@ impl Shared {
     fn work(&self, thread: usize) {
         let mut seen = 0;
         loop {
-            self.wait_for_job(seen);
+            seen = self.wait_for_job(seen);
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            seen = self.epoch.load(Ordering::SeqCst);
-            let job = *lock(&self.job);
-            if let Some(job) = job {
+            if self.join(seen) {
+                // SAFETY: who has joined may read the job until it says that it is done.
+                let job = unsafe { *self.job.get() };
                 self.take_tasks(job, thread);
-                self.active.fetch_sub(1, Ordering::Release);
+                self.finished.0.fetch_add(1, Ordering::Release);
             }
         }
     }
 
-    /// Returns when there is a newer job than `seen`, or when the pool stops.
-    fn wait_for_job(&self, seen: usize) {
-        let ready =
-            || self.epoch.load(Ordering::SeqCst) != seen || self.stop.load(Ordering::SeqCst);
-        for _ in 0..SPINS {
+    /// Joins job `number`, if it is still open.
+    fn join(&self, number: u64) -> bool {
+        let mut gate = self.gate.0.load(Ordering::Acquire);
+        while gate >> 32 == number && gate & OPEN != 0 {
+            let joined = gate + 1;
+            match self.gate.0.compare_exchange(gate, joined, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => gate = now,
+            }
+        }
+        false
+    }
+
+    /// Returns the number of a newer job than `seen`, or anything when the pool stops.
+    fn wait_for_job(&self, seen: u64) -> u64 {
+        let number = || self.gate.0.load(Ordering::SeqCst) >> 32;
+        let ready = || number() != seen || self.stop.load(Ordering::SeqCst);
+        for _ in 0..self.spins {
             if ready() {
-                return;
+                return number();
             }
             std::hint::spin_loop();
         }
-        let mut sleepers = lock(&self.sleepers);
-        *sleepers += 1;
-        // The caller changes the epoch before it takes this lock, so no wake-up is lost.
+        let mut sleep = lock(&self.sleep);
+        // Announced before it looks again: a caller that opens a job from now on sees it, and
+        // cannot wake anyone before the lock is given up.
+        self.n_asleep.fetch_add(1, Ordering::SeqCst);
         while !ready() {
-            sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
+            sleep = self.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
         }
-        *sleepers -= 1;
+        self.n_asleep.fetch_sub(1, Ordering::SeqCst);
+        number()
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        drop(lock(&self.shared.sleepers));
+        drop(lock(&self.shared.sleep));
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
             // A worker catches its tasks' panics, so it can only have ended normally.
@@ -306,6 +350,37 @@ mod tests {
             pool.for_each_chunk(&mut data, 1, |_, c| c[0] += 1);
         }
         assert_eq!(data, vec![3000; 8]);
+    }
+
+    /// More threads than cores: most jobs are over before everyone has come.
+    #[test]
+    fn latecomers_miss_a_job_and_none_runs_twice() {
+        let pool = Pool::new(NonZeroUsize::new(16).unwrap()).unwrap();
+        let mut data = vec![0u32; 64];
+        for round in 1..2000 {
+            let n = 2 + round as usize % 62;
+            pool.for_each_chunk(&mut data[..n], 1, |i, c| c[0] += 1 + i as u32);
+            pool.for_each_chunk(&mut data[..n], 1, |i, c| c[0] -= 1 + i as u32);
+            assert!(data.iter().all(|&x| x == 0), "round {round}");
+        }
+    }
+
+    #[test]
+    fn callers_take_turns() {
+        let pool = Pool::new(NonZeroUsize::new(2).unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..300 {
+                        let mut data = vec![0u32; 20];
+                        pool.for_each_chunk(&mut data, 3, |_, c| {
+                            c.iter_mut().for_each(|x| *x += 1)
+                        });
+                        assert_eq!(data, [1; 20]);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -76,6 +76,19 @@ pub enum LoadError {
     },
     /// The file asks for something that this engine does not compute, such as rope scaling.
     ///
+    /// The system has no memory for the weights.
+    #[error(
+        "{}: no memory for tensor {}: {problem}; choose a smaller model or quantization",
+        path.display(), shown(.tensor)
+    )]
+    NoMemory {
+        /// The model file.
+        path: PathBuf,
+        /// The tensor that did not fit.
+        tensor: String,
+        /// What the system says.
+        problem: std::io::Error,
+    },
     /// The system refuses the threads that were asked for.
     #[error("cannot start {n_threads} threads: {problem}")]
     Threads {

@@ -250,11 +250,15 @@ impl Model {
         for sequence in batch {
             let (rows, heads) = sequence.cache.planned(layer);
             let (k, v, rotations) = (&ws.k, &ws.v, &ws.rotations[0]);
-            self.pool.for_each_chunk_with(heads, 1, &mut ws.key, |key, kv_head, head| {
-                for (i, row) in rows.iter().enumerate() {
-                    let at = (first + i) * kv_dim + kv_head * hd;
-                    rotations[first + i].apply(&k[at..at + hd], 1.0, key);
-                    head[0].write(row.slot, &k[at..at + hd], key, &v[at..at + hd]);
+            // A token alone is not worth a parallel region.
+            let per_task = if rows.len() == 1 { heads.len() } else { 1 };
+            self.pool.for_each_chunk_with(heads, per_task, &mut ws.key, |key, task, heads| {
+                for (kv_head, head) in (task * per_task..).zip(heads) {
+                    for (i, row) in rows.iter().enumerate() {
+                        let at = (first + i) * kv_dim + kv_head * hd;
+                        rotations[first + i].apply(&k[at..at + hd], 1.0, key);
+                        head.write(row.slot, &k[at..at + hd], key, &v[at..at + hd]);
+                    }
                 }
             });
             first += rows.len();

@@ -4,7 +4,9 @@
 //! packed. Queries and keys of `llama` files are stored with neighbouring rotary pairs; their rows
 //! are put back into halves here, so that one convention holds from here on.
 
-use everstream_kernels::{PackedMatrix, Pool, WeightType, dequantize};
+use std::cell::RefCell;
+
+use everstream_kernels::{Arena, PackedMatrix, Pool, WeightType, dequantize};
 
 use crate::config::{ModelConfig, RopePairs};
 use crate::error::LoadError;
@@ -80,7 +82,7 @@ impl Weights {
         gguf.require_supported_tensors()?;
         refuse_unknown_tensors(gguf, config)?;
         check_dimensions(gguf, config)?;
-        let source = Source { gguf, config, pool, arithmetic };
+        let source = Source { gguf, config, pool, arithmetic, arena: RefCell::default() };
         let (dim, vocab) = (config.embedding_dim, config.vocab_size);
         let embedding = source.tensor("token_embd.weight", &[dim, vocab])?;
         let output = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
@@ -151,6 +153,7 @@ struct Source<'a> {
     config: &'a ModelConfig,
     pool: &'a Pool,
     arithmetic: Arithmetic,
+    arena: RefCell<Arena>,
 }
 
 impl<'a> Source<'a> {
@@ -219,17 +222,24 @@ impl<'a> Source<'a> {
         let info = self.tensor(name, &[cols, rows])?;
         let ty = self.weight_type(info)?;
         let data = self.gguf.tensor_data(info);
-        let row_bytes = info.bytes() / rows;
-        let row = |i: usize| &data[self.file_row(i, pairs) * row_bytes..][..row_bytes];
-        Ok(match self.arithmetic {
-            Arithmetic::Quantized => PackedMatrix::pack(ty, rows, cols, self.pool, row),
+        let (row_bytes, config) = (info.bytes() / rows, self.config);
+        let row = |i: usize| &data[file_row(config, i, pairs) * row_bytes..][..row_bytes];
+        let mut arena = self.arena.borrow_mut();
+        let memory = (&mut *arena, self.pool);
+        let packed = match self.arithmetic {
+            Arithmetic::Quantized => PackedMatrix::pack(ty, rows, cols, memory, row),
             Arithmetic::F32 => {
                 let mut wide = vec![0.0; rows * cols];
                 self.pool.for_each_chunk(&mut wide, cols, |i, out| dequantize(ty, row(i), out));
                 let wide: Vec<u8> = wide.iter().flat_map(|w| w.to_le_bytes()).collect();
                 let row = |i: usize| &wide[i * cols * 4..][..cols * 4];
-                PackedMatrix::pack(WeightType::F32, rows, cols, self.pool, row)
+                PackedMatrix::pack(WeightType::F32, rows, cols, memory, row)
             }
+        };
+        packed.map_err(|problem| LoadError::NoMemory {
+            path: self.gguf.path().to_owned(),
+            tensor: name.to_owned(),
+            problem,
         })
     }
 
@@ -237,18 +247,18 @@ impl<'a> Source<'a> {
         let info = self.tensor(name, &[len])?;
         let mut stored = vec![0.0; len];
         dequantize(self.weight_type(info)?, self.gguf.tensor_data(info), &mut stored);
-        Ok((0..len).map(|i| stored[self.file_row(i, pairs)]).collect())
+        Ok((0..len).map(|i| stored[file_row(self.config, i, pairs)]).collect())
     }
+}
 
-    /// Where the file has row `i` of a matrix whose output is rotated in halves.
-    fn file_row(&self, i: usize, pairs: RopePairs) -> usize {
-        match pairs {
-            RopePairs::Halves => i,
-            RopePairs::Adjacent => {
-                let dim = self.config.head_dim;
-                let (head, within) = (i / dim, i % dim);
-                head * dim + 2 * (within % (dim / 2)) + within / (dim / 2)
-            }
+/// Where the file has row `i` of a matrix whose output is rotated in halves.
+fn file_row(config: &ModelConfig, i: usize, pairs: RopePairs) -> usize {
+    match pairs {
+        RopePairs::Halves => i,
+        RopePairs::Adjacent => {
+            let dim = config.head_dim;
+            let (head, within) = (i / dim, i % dim);
+            head * dim + 2 * (within % (dim / 2)) + within / (dim / 2)
         }
     }
 }

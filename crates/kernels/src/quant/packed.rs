@@ -26,7 +26,7 @@
 
 use super::blocks::{Q4K, Q6K, unsigned32};
 use super::{WeightType, dequantize};
-use crate::buffer::AlignedBytes;
+use crate::buffer::{AlignedBytes, Arena};
 use crate::simd::LANES;
 
 /// Rows of a group.
@@ -81,8 +81,12 @@ impl std::fmt::Debug for PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Packs rows of type `ty`; `row(i)` gives the stored bytes of output row `i`, so that a
-    /// caller can permute rows on the way.
+    /// Packs rows of type `ty` into memory of `arena`; `row(i)` gives the stored bytes of output
+    /// row `i`, so that a caller can permute rows on the way.
+    ///
+    /// # Errors
+    ///
+    /// What the system says if it has no memory for them.
     ///
     /// # Panics
     ///
@@ -92,12 +96,13 @@ impl PackedMatrix {
         ty: WeightType,
         rows: usize,
         cols: usize,
-        pool: &crate::Pool,
+        (arena, pool): (&mut Arena, &crate::Pool),
         row: impl Fn(usize) -> &'a [u8] + Sync,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let layout = GroupLayout::new(ty, cols);
         let n_groups = rows.div_ceil(GROUP);
-        let mut data = AlignedBytes::zeroed(n_groups * layout.bytes);
+        let n_bytes = n_groups.checked_mul(layout.bytes).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let mut data = arena.zeroed(n_bytes)?;
         pool.for_each_chunk(data.as_mut_slice(), layout.bytes, |group, out| {
             for lane in 0..GROUP.min(rows - group * GROUP) {
                 let bytes = row(group * GROUP + lane);
@@ -105,7 +110,7 @@ impl PackedMatrix {
                 pack_row(ty, bytes, lane, layout, out);
             }
         });
-        Self { ty, rows, cols, layout, data }
+        Ok(Self { ty, rows, cols, layout, data })
     }
 
     /// Rows, the length of an output.
