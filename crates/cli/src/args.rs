@@ -92,6 +92,9 @@ pub(crate) struct CacheArgs {
     /// Recent tokens that a query sees
     #[arg(long, value_name = "W", default_value_t = 512)]
     pub(crate) window: usize,
+    /// Tokens at which a stream of policy dense ends
+    #[arg(long, value_name = "N", default_value_t = SessionConfig::default().max_tokens)]
+    pub(crate) context_limit: usize,
     /// Longest prefill chunk
     #[arg(long, value_name = "C", default_value_t = 256)]
     pub(crate) chunk: usize,
@@ -120,6 +123,7 @@ pub(crate) struct RecallArgs {
         long,
         value_name = "D",
         default_value_t = Gate::default().max_distance.unwrap_or(2.0),
+        allow_negative_numbers = true,
         value_parser = distance
     )]
     pub(crate) gate: f32,
@@ -167,6 +171,7 @@ impl CacheArgs {
             n_sink: self.sinks,
             window_tokens: self.window,
             chunk_tokens: self.chunk,
+            max_tokens: self.context_limit,
             kv_type: match self.cache_type {
                 CacheType::F32 => KvType::F32,
                 CacheType::F16 => KvType::F16,
@@ -209,19 +214,20 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_name = "K", default_value_t = SamplerConfig::default().top_k)]
     pub(crate) top_k: usize,
     /// Keep the most likely tokens with this probability together
-    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().top_p)]
+    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().top_p, allow_negative_numbers = true)]
     pub(crate) top_p: f32,
     /// Drop tokens less likely than this fraction of the most likely one
-    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().min_p)]
+    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().min_p, allow_negative_numbers = true)]
     pub(crate) min_p: f32,
     /// Make repeated tokens less likely; 1 changes nothing
-    #[arg(long, value_name = "R", default_value_t = SamplerConfig::default().repeat_penalty)]
+    #[arg(long, value_name = "R", default_value_t = SamplerConfig::default().repeat_penalty, allow_negative_numbers = true)]
     pub(crate) repeat_penalty: f32,
     /// Seed of the random choice
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Text that ends the answer; may be repeated
-    #[arg(long, value_name = "TEXT")]
+    /// Text that ends the answer, taken as it is (in most shells $'\n' is a line break); may be
+    /// repeated
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) stop: Vec<String>,
 }
 
@@ -284,14 +290,15 @@ pub(crate) struct ChatArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("text_to_continue").required(true))]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Text to continue
-    #[arg(long, value_name = "TEXT", conflicts_with = "file", required_unless_present = "file")]
+    /// Text to continue; special tokens in it are read as plain text
+    #[arg(long, value_name = "TEXT", group = "text_to_continue")]
     pub(crate) prompt: Option<String>,
     /// File to continue; - is standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "text_to_continue")]
     pub(crate) file: Option<PathBuf>,
     /// dense, window, recompute, sink or remember
     #[arg(long, value_name = "POLICY", default_value = "sink")]
@@ -320,7 +327,8 @@ pub(crate) struct PerplexityArgs {
     /// Score the first N tokens [default: all]
     #[arg(long, value_name = "N")]
     pub(crate) tokens: Option<usize>,
-    /// Policies, separated by commas
+    /// Policies, separated by commas; window and recompute get S + W recent tokens, the budget of
+    /// sink
     #[arg(long, value_name = "P[,P...]", value_delimiter = ',', default_value = "sink")]
     pub(crate) policy: Vec<Policy>,
     #[command(flatten)]

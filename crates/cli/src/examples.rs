@@ -16,7 +16,7 @@ Examples:
 Lines that begin with / are commands (/help lists them); // begins a turn that begins with /. On a
 terminal Ctrl-C stops an answer and Ctrl-D ends the program. With piped input each line that is not
 blank is a turn and each answer one line on standard output; recalls, progress and what commands say
-go to standard error.";
+go to standard error. What is typed at a terminal is kept in chat_history.txt of the cache folder.";
 
 pub(crate) const GENERATE: &str = "\
 Examples:

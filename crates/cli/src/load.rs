@@ -12,6 +12,7 @@ use everstream_runtime::memory::{Embedder, MiniLm};
 use everstream_runtime::model::{Model, ModelOptions};
 
 use crate::args::Common;
+use crate::output;
 use crate::output::PullProgress;
 
 /// The cache folder and where models come from. The only place that reads the environment.
@@ -55,7 +56,11 @@ pub(crate) fn files(common: &Common, name: &str) -> anyhow::Result<ModelFiles> {
 
 /// A language model, ready to run.
 pub(crate) fn model(common: &Common, name: &str) -> anyhow::Result<Arc<Model>> {
-    let options = options(common)?;
+    let (options, n_cores) = (options(common)?, ModelOptions::default().n_threads);
+    if options.n_threads > n_cores {
+        let n_threads = options.n_threads;
+        output::dim_note(&format!("{n_threads} threads on {n_cores} cores: fewer are faster"));
+    }
     let files = files(common, name)?;
     if files.kind != ModelKind::LanguageModel {
         bail!("{name} is a sentence encoder: choose a language model (see `everstream models`)");

@@ -52,7 +52,7 @@ impl FromStr for Policy {
     type Err = SessionError;
 
     fn from_str(name: &str) -> Result<Self, SessionError> {
-        let found = Self::ALL.into_iter().find(|p| p.name() == name);
+        let found = Self::ALL.into_iter().find(|p| p.name() == name.trim());
         found.ok_or_else(|| SessionError::UnknownPolicy { name: name.to_owned() })
     }
 }

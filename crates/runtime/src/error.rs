@@ -41,12 +41,18 @@ pub enum SessionError {
     NoEmbedder,
     /// A cache that the system has no memory for.
     #[error(
-        "no memory for a cache of {:.1} GB: use a smaller window, chunk or recalled context",
+        "no memory for a cache of {:.1} GB: use fewer sinks, a smaller window, chunk or recalled context",
         *bytes as f64 / 1e9
     )]
     NoRoom {
         /// Its size.
         bytes: u64,
+    },
+    /// The forward pass gave nothing that could be a prediction.
+    #[error("the model's prediction after {n_tokens} tokens is not a number: is the file damaged?")]
+    NotFinite {
+        /// Tokens read.
+        n_tokens: u64,
     },
     /// Generation from an empty stream.
     #[error("there is nothing to continue: the prompt is empty")]

@@ -90,6 +90,9 @@ impl Session {
             if tokens.len() >= options.max_tokens {
                 break StopReason::MaxTokens;
             }
+            if !self.logits().iter().any(|logit| logit.is_finite()) {
+                return Err(SessionError::NotFinite { n_tokens: self.n_tokens() });
+            }
             let token = sampler.sample(self.logits(), &tokens, TokenPos(self.n_tokens()));
             if self.model().tokenizer().eos_ids().contains(&token) {
                 break StopReason::EndOfTurn;

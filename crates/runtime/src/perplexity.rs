@@ -121,5 +121,8 @@ pub fn score(
             session.append_observed(tokens, origin, &mut observe)?;
         }
     }
+    if score.total.is_nan() {
+        return Err(SessionError::NotFinite { n_tokens: tokens.len() as u64 });
+    }
     Ok(score)
 }

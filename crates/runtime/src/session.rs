@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use everstream_kv_cache::{KvCache, KvSource, Sections, TokenPos};
+use everstream_kv_cache::{CacheError, KvCache, KvSource, Sections, TokenPos};
 use everstream_memory::{
     Distance, Embedder, ExactIndex, Found, KvShape, KvType, Memory, MemoryConfig, MemoryError,
     RamStore, Recall, RecallRequest, Role,
@@ -134,6 +134,7 @@ impl Session {
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
         let tokens = self.encode(text)?;
+        self.check_dense(tokens.len())?;
         let mut n_read = 0;
         let mut read = Ok(());
         while read.is_ok() && n_read < tokens.len() {
@@ -435,11 +436,21 @@ impl Session {
         mut origin: Origin,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<(), SessionError> {
+        self.check_dense(tokens.len())?;
         let mut rest = tokens;
         while !rest.is_empty() {
             let (chunk, later) = rest.split_at(self.next_chunk(rest.len()));
             self.read_chunk(chunk, &mut origin, observer.as_deref_mut())?;
             rest = later;
+        }
+        Ok(())
+    }
+
+    /// Refuses at once what would fill a dense cache after minutes.
+    fn check_dense(&self, n_new: usize) -> Result<(), SessionError> {
+        let (n_tokens, capacity) = (self.n_tokens + n_new as u64, self.config.max_tokens);
+        if self.config.policy == Policy::Dense && n_tokens > capacity as u64 {
+            return Err(CacheError::Full { n_tokens, capacity }.into());
         }
         Ok(())
     }

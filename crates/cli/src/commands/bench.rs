@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 use crate::args::{BenchArgs, Common};
 use crate::{host, load, output};
 
+/// Tokens that are read at once at most: they are drawn or encoded beforehand.
+const MAX_TOKENS: usize = 1_000_000_000;
 /// Tokens that are read before anything is timed.
 const WARM_UP_TOKENS: usize = 32;
 
@@ -65,6 +67,13 @@ fn check(args: &BenchArgs) -> anyhow::Result<()> {
     ] {
         if value == 0 {
             bail!("{flag} is 0, but must be at least 1");
+        }
+    }
+    for (flag, value) in
+        [("--prompt-tokens", args.prompt_tokens), ("--stream-tokens", args.stream_tokens)]
+    {
+        if value > MAX_TOKENS {
+            bail!("{flag} is {value}, but must be at most {MAX_TOKENS}");
         }
     }
     if args.stream_tokens == 0 && (args.plot.is_some() || !args.text.is_empty()) {

@@ -28,6 +28,9 @@ use crate::{load, output};
 use input::Input;
 use slash::Line;
 
+/// Names of what the turns of a chat come from.
+const STANDARD_INPUT: [&str; 4] = ["-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"];
+
 /// Exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
@@ -73,8 +76,8 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
 
 fn read_documents(files: &[PathBuf]) -> anyhow::Result<Vec<Document>> {
     let read = |path: &PathBuf| {
-        if path == Path::new("-") {
-            bail!("--ingest - would read the turns of the chat: give a file");
+        if STANDARD_INPUT.iter().any(|name| path == Path::new(name)) {
+            bail!("--ingest {} would read the turns of the chat: give a file", path.display());
         }
         let (name, text) = (path.display().to_string(), load::text(path)?);
         if text.trim().is_empty() {
@@ -162,6 +165,9 @@ impl Chat<'_> {
                 Line::Command(command) => self.run(command),
                 Line::Unknown(name) => Err(anyhow::anyhow!(
                     "unknown command {name}: try /help, or begin the line with // for a turn"
+                )),
+                Line::Surplus(name) => Err(anyhow::anyhow!(
+                    "{name} takes nothing behind it; begin the line with // for a turn"
                 )),
                 Line::Turn(text) => self.turn(text),
             };

@@ -20,6 +20,9 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     if args.every == 0 {
         bail!("--every is 0, but must be at least 1");
     }
+    if let Some(n_tokens) = args.tokens.filter(|&n| n < 2) {
+        bail!("--tokens is {n_tokens}, but at least 2 are needed: one to predict the other");
+    }
     for &policy in &args.policy {
         session_config(args, policy, args.tokens.unwrap_or(0)).check()?;
     }
@@ -41,7 +44,7 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
         tokens.truncate(limit);
     }
     if tokens.len() < 2 {
-        bail!("{} has {} tokens: at least 2 are needed", args.text.display(), tokens.len());
+        bail!("{} is too short: at least 2 tokens are needed", args.text.display());
     }
     let positions = Positions { first: args.every.min(tokens.len() - 1), every: args.every };
     let configs: Vec<_> =

@@ -143,7 +143,7 @@ fn text_that_is_empty() {
     let ingest = ["chat", "--model", &model, "--policy", "sink", "--ingest", &text];
     rig.fails(&ingest, "empty.txt is empty");
     let text = rig.file("nothing.txt", "");
-    rig.fails(&["perplexity", "--model", &model, "--text", &text], "at least 2 are needed");
+    rig.fails(&["perplexity", "--model", &model, "--text", &text], "at least 2 tokens are needed");
     let ingest = ["chat", "--model", &model, "--policy", "sink", "--ingest", "-"];
     rig.fails(&ingest, "--ingest - would read the turns");
 }

@@ -88,8 +88,8 @@ fn scores_of_too_few_tokens() {
     let arguments = ["perplexity", "--model", &model, "--text", &text];
     let fails = |more: &[&str], part: &str| rig.fails(&[&arguments[..], more].concat(), part);
     fails(&["--tokens", "10000"], "fewer than --tokens 10000");
-    fails(&["--tokens", "1"], "at least 2 are needed");
-    fails(&["--tokens", "0"], "at least 2 are needed");
+    fails(&["--tokens", "1"], "--tokens is 1, but at least 2 are needed");
+    fails(&["--tokens", "0"], "--tokens is 0, but at least 2 are needed");
     fails(&["--every", "0"], "--every is 0");
 }
 
@@ -110,6 +110,8 @@ fn values_that_are_no_setting() {
         (&["chat", "--gate", "nan"][..], "use a number"),
         (&["models", "--threads", "1000000"], "use 1 to 1024"),
         (&["models", "--threads", "0"], "non-zero"),
+        (&["generate"], "<--prompt <TEXT>|--file <FILE>>"),
+        (&["generate", "--prompt", "x", "--stop", ""], "--stop"),
         (&["chat", "--policy", "all"], "use dense, window"),
     ] {
         let ran = rig.run(arguments);

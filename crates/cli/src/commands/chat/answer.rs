@@ -40,8 +40,13 @@ impl Chat<'_> {
         self.show(&recall);
         let (generated, ttft) = self.answer(start)?;
         self.n_turns += 1;
-        if self.is_terminal && generated.stop == StopReason::Interrupted {
-            output::dim_note("(stopped)");
+        match generated.stop {
+            StopReason::Interrupted if self.is_terminal => output::dim_note("(stopped)"),
+            StopReason::MaxTokens => {
+                let limit = self.args.sample.max_tokens;
+                output::dim_note(&format!("(cut off at --max-tokens {limit})"));
+            }
+            _ => {}
         }
         if self.args.json {
             let total = start.elapsed();

@@ -30,6 +30,8 @@ pub(super) enum Line<'a> {
     Command(Command<'a>),
     /// A word that looks like a command.
     Unknown(&'a str),
+    /// A command with something behind it that it does not take.
+    Surplus(&'a str),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -49,10 +51,12 @@ pub(super) fn parse(line: &str) -> Line<'_> {
     match word.strip_prefix('/') {
         None if line.is_empty() => Line::Blank,
         Some(name) if name.starts_with('/') => Line::Turn(&line[1..]),
+        Some("memory") => Line::Command(Command::Memory(rest.trim())),
+        // The others take nothing, and would ignore it without a word.
+        Some("help" | "stats" | "policy" | "quit") if !rest.is_empty() => Line::Surplus(word),
         Some("help") => Line::Command(Command::Help),
         Some("stats") => Line::Command(Command::Stats),
         Some("policy") => Line::Command(Command::Policy),
-        Some("memory") => Line::Command(Command::Memory(rest.trim())),
         Some("quit") => Line::Command(Command::Quit),
         Some(name) if name.chars().all(|c| c.is_ascii_alphabetic()) => Line::Unknown(word),
         _ => Line::Turn(line),
@@ -194,7 +198,8 @@ mod tests {
         check("/quit", Line::Command(Command::Quit));
         check(" /memory  the gate ", Line::Command(Command::Memory("the gate")));
         check("/memory", Line::Command(Command::Memory("")));
-        check("/stats now", Line::Command(Command::Stats));
+        check("/stats now", Line::Surplus("/stats"));
+        check("/quit ", Line::Command(Command::Quit));
         check("/exit", Line::Unknown("/exit"));
         check("/", Line::Unknown("/"));
         check("/etc/hosts is a file", Line::Turn("/etc/hosts is a file"));
