@@ -5,19 +5,20 @@ use std::process::Command;
 use anyhow::bail;
 
 use crate::check::{Profile, built, command, run_command};
-use crate::models;
+use crate::{models, structure};
 
 const USAGE: &str = "\
 usage: cargo xtask soak NAME
 
-  million   1,000,000 tokens through smollm2-135m (4 + 508); prints JSON Lines
+  million   1,000,000 tokens of books through smollm2-135m (4 + 508); prints JSON and
+            writes docs/million.svg
   sinks     perplexity by sinks and window on two books; prints Markdown
   squad     100 questions over streams of 40 paragraphs; prints Markdown
   tests     the ignored tests named soak_*";
 
 pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
     match args {
-        ["million", rest @ ..] => example("million", rest),
+        ["million"] => million(),
         ["sinks", rest @ ..] => example("sinks", rest),
         ["squad", rest @ ..] => example("squad", rest),
         ["tests"] => {
@@ -28,6 +29,23 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
         }
         _ => bail!("{USAGE}"),
     }
+}
+
+/// Perplexity, time and memory of one endless stream.
+fn million() -> anyhow::Result<()> {
+    let models = models::pull()?;
+    let books = ["War and Peace", "Middlemarch", "Great Expectations", "melville-moby_dick"];
+    let mut print = Command::new(built("examples/books", Profile::Release)?);
+    let output = print.args(books).envs(models.variables()).output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let text = structure::target_folder()?.join("soak-books.txt");
+    fs_err::write(&text, output.stdout)?;
+    let mut bench = Command::new(built("everstream", Profile::Release)?);
+    bench.args(["bench", "--window", "508", "--stream-tokens", "1000000", "--json", "--text"]);
+    bench.arg(text).arg("--plot").arg(structure::root().join("docs/million.svg"));
+    run_command(&mut bench)
 }
 
 /// Runs one of the measuring programs of `runtime` on the models and data of this machine.
