@@ -129,13 +129,13 @@ fn measure(path: &Path, args: &Args) -> anyhow::Result<Row> {
     round(&mut theirs, warm_up.0, &decoded[..decoded.len().min(warm_up.1)])?;
 
     let (mut prefill, mut decode) = (Pairs::default(), Pairs::default());
-    let mut deviation = 0.0;
+    let mut deviation = 0.0f32;
     for _ in 0..args.repetitions {
         let a = round(&mut ours, prompt, decoded)?;
         let b = round(&mut theirs, prompt, decoded)?;
         prefill.push(a.prefill, b.prefill);
         decode.push(a.decode, b.decode);
-        deviation = compare(&a.logits, &b.logits);
+        deviation = deviation.max(compare(&a.logits, &b.logits));
         ensure!(deviation < MAX_DEVIATION, "the two sides compute different things: {deviation}");
     }
     let isa = model.isa().name();
@@ -166,11 +166,14 @@ fn round(side: &mut dyn Stream, prompt: &[u32], decoded: &[u32]) -> anyhow::Resu
     Ok(Round { prefill, decode, logits })
 }
 
-/// The largest difference as a fraction of the largest logit.
+/// The largest difference as a fraction of the largest logit; infinite if they cannot be compared.
 fn compare(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() || a.iter().chain(b).any(|x| !x.is_finite()) {
+        return f32::INFINITY;
+    }
     let largest = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     let difference = a.iter().zip(b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
-    if a.len() == b.len() { difference / largest } else { f32::INFINITY }
+    difference / largest
 }
 
 /// Speeds of both sides, round by round.
@@ -238,5 +241,6 @@ mod tests {
     fn deviations_are_fractions_of_the_largest_logit() {
         assert_eq!(compare(&[1.0, -8.0], &[2.0, -8.0]), 0.125);
         assert_eq!(compare(&[1.0], &[2.0, -8.0]), f32::INFINITY);
+        assert_eq!(compare(&[f32::NAN, 0.0], &[2.0, -8.0]), f32::INFINITY);
     }
 }

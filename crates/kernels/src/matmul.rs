@@ -25,6 +25,10 @@ use crate::{Isa, Pool};
 /// in the second-level cache.
 const PANEL_BYTES: usize = 384 * 1024;
 
+/// Prefetch distances, in bytes. They were found by trial on Zen 4: 4096 and 8192 are worse than
+/// either, and no rule was found that predicts the best one of a layout.
+const NEAR: usize = 640;
+const FAR: usize = 2176;
 /// Tasks that a thread should get, so that an uneven machine does not stall the others.
 const TASKS_PER_THREAD: usize = 16;
 /// Bytes of weights of a task: enough to be worth taking, little enough to be divided evenly.
@@ -147,6 +151,11 @@ impl Groups<'_> {
             for step in 0..self.weights.cols.div_ceil(STEP) {
                 let w = F::vectors::<S>(quants);
                 let scale = F::scales::<S>(scales, step);
+                if R == 1 {
+                    for line in 0..F::STEP_BYTES / 64 {
+                        S::prefetch(quants.wrapping_add(F::PREFETCH_BYTES + 64 * line));
+                    }
+                }
                 quants = quants.add(F::STEP_BYTES);
                 for r in 0..R {
                     let x = inputs[r].q.as_ptr().add(step * STEP);
@@ -235,6 +244,9 @@ unsafe fn accumulate<S: Simd, F: Format>(
 trait Format {
     /// Bytes of quants of a step.
     const STEP_BYTES: usize;
+    /// How far ahead of the weights that meet a single input the next ones are asked for: measured,
+    /// see `docs/BENCHMARKS.md`.
+    const PREFETCH_BYTES: usize = NEAR;
     /// Subtracted from every stored integer.
     const BIAS: i32 = 0;
     /// Columns 0..16 and 16..32 have scales of their own.
@@ -355,6 +367,7 @@ impl Format for Q8_0 {
 struct Q4K;
 impl Format for Q4K {
     const STEP_BYTES: usize = 256;
+    const PREFETCH_BYTES: usize = FAR;
     const OFFSET: bool = true;
 
     #[inline(always)]
@@ -378,6 +391,7 @@ impl Format for Q4K {
 struct Q6K;
 impl Format for Q6K {
     const STEP_BYTES: usize = 384;
+    const PREFETCH_BYTES: usize = FAR;
     const BIAS: i32 = 32;
     const HALVES: bool = true;
 

@@ -69,6 +69,9 @@ pub trait Simd: Copy {
     /// Reads 16 bytes, signed.
     unsafe fn load_i8(p: *const u8) -> Self::F;
 
+    /// Asks for the cache line at `p`, which need not exist.
+    unsafe fn prefetch(_p: *const u8) {}
+
     /// Reads 64 bytes.
     unsafe fn bytes(p: *const u8) -> Self::B;
     unsafe fn splat_b(x: u8) -> Self::B;
