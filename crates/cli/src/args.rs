@@ -2,10 +2,11 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use everstream_runtime::kv_cache::{KvType, Place};
-use everstream_runtime::memory::{Gate, RecallOrder};
+use everstream_runtime::memory::{Gate, RecallOrder, Strategy};
 use everstream_runtime::{Policy, RecallConfig, SamplerConfig, SessionConfig};
 
 use crate::examples;
@@ -109,6 +110,10 @@ pub(crate) struct RecallArgs {
     /// Tokens of recalled context
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) context_tokens: usize,
+    /// Which blocks are recalled: nearest, mmr, max-distance, or the controls random, farthest and
+    /// recent (open the gate for these)
+    #[arg(long, value_name = "NAME", default_value = "nearest", value_parser = strategy)]
+    pub(crate) strategy: Arc<dyn Strategy>,
     /// Where recalled context stands
     #[arg(long, value_enum, default_value_t = PlaceArg::Near)]
     pub(crate) place: PlaceArg,
@@ -127,6 +132,12 @@ pub(crate) struct RecallArgs {
         value_parser = distance
     )]
     pub(crate) gate: f32,
+}
+
+fn strategy(name: &str) -> Result<Arc<dyn Strategy>, String> {
+    let all = everstream_runtime::memory::strategy::ALL;
+    let found = everstream_runtime::memory::strategy::by_name(name);
+    found.ok_or_else(|| format!("use {}", all.join(", ")))
 }
 
 /// As many threads as any machine has cores.
@@ -194,6 +205,7 @@ impl RecallArgs {
                 OrderArg::BestLast => RecallOrder::BestLast,
                 OrderArg::Stream => RecallOrder::Stream,
             },
+            strategy: Arc::clone(&self.strategy),
             max_blocks: self.recall_blocks,
             gate: Gate { max_distance: Some(self.gate) },
             ..config.recall

@@ -38,15 +38,16 @@
 //! question; without one, retrieval has made a chat worse than no retrieval.
 //!
 //! **Embedding in the caller's time.** A background thread that embeds would fight decode for the
-//! same cores and make what a recall finds depend on timing. Blocks wait in a short queue until
-//! the caller has time ([`Memory::flush`]), until the queue is full ([`Memory::remember`] then
-//! embeds before it goes on), or until a recall needs them.
+//! same cores and make what a recall finds depend on timing. Blocks are stored at once and wait to be
+//! embedded until the caller has time ([`Memory::flush`]; the runtime calls it when a batch waits,
+//! after an answer, and never in front of a decode step), or until a recall needs them.
 //!
 //! # Seams
 //!
 //! [`BlockStore`] (where blocks live), [`VectorIndex`] (who is near), [`Embedder`] (what a text
-//! means) and [`Strategy`] (what to propose) are traits with contract tests; [`RamStore`],
-//! [`ExactIndex`] and [`Nearest`] are the plainest implementations and the oracles of any other.
+//! means) and [`Strategy`] (what to propose) are small traits; all but the embedder have contract
+//! tests. [`RamStore`], [`ExactIndex`] and [`Nearest`] are the plainest implementations and the
+//! oracles of any other.
 //! The crate reads no clock and no environment, knows no network, and sees a key as numbers of a
 //! given shape: it does not know which model made it.
 //!
@@ -97,7 +98,7 @@ mod memory;
 mod recall;
 mod rng;
 mod store;
-mod strategy;
+pub mod strategy;
 #[cfg(test)]
 mod testing;
 
@@ -110,4 +111,4 @@ pub use kv::{BlockKv, KvBuffer, KvRows, KvShape, KvType};
 pub use memory::{Found, Memory, MemoryConfig, MemoryError, MemoryStats};
 pub use recall::{NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock};
 pub use store::{BlockMeta, BlockStore, RamStore, StoreError, check_order};
-pub use strategy::{Nearest, Query, Random, Strategy};
+pub use strategy::{Farthest, MaxDistance, Mmr, Nearest, Query, Random, Recent, Strategy};

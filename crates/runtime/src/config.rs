@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
-use everstream_memory::{BlockSizes, Gate, RecallOrder};
+use everstream_memory::{BlockSizes, Gate, Nearest, RecallOrder, Strategy};
 
 use crate::SessionError;
 
@@ -85,6 +85,8 @@ pub struct SessionConfig {
 pub struct RecallConfig {
     /// Where recalled tokens stand.
     pub place: Place,
+    /// Which blocks are proposed.
+    pub strategy: Arc<dyn Strategy>,
     /// In which order.
     pub order: RecallOrder,
     /// Blocks at most.
@@ -99,6 +101,7 @@ impl Default for RecallConfig {
     fn default() -> Self {
         Self {
             place: Place::Near,
+            strategy: Arc::new(Nearest),
             order: RecallOrder::BestLast,
             max_blocks: 4,
             gate: Gate::default(),

@@ -595,6 +595,7 @@ fn recorder(
     let settings = MemoryConfig {
         sizes: config.recall.sizes,
         gate: config.recall.gate,
+        strategy: Arc::clone(&config.recall.strategy),
         ..MemoryConfig::new(&config.name, shape)
     };
     let index = ExactIndex::new(embedder.dim(), Distance::Cosine).map_err(MemoryError::from)?;

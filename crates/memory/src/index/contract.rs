@@ -16,6 +16,7 @@ pub(crate) fn run(make: Make<'_>) {
         survives_vectors_without_direction(make(2, distance));
         refuses_what_does_not_fit(make(2, distance));
         branches_go_their_own_way(make(2, distance));
+        gives_vectors_back(make(2, distance));
     }
 }
 
@@ -116,6 +117,21 @@ fn refuses_what_does_not_fit(mut index: Box<dyn VectorIndex>) {
     ));
     assert!(index.search(&[1.0; 3], 1, &|_| true, &mut Vec::new()).is_err());
     assert_eq!(index.len(), 1);
+}
+
+fn gives_vectors_back(mut index: Box<dyn VectorIndex>) {
+    for (id, vector) in [(5, [3.0, 4.0]), (2, [0.0, -2.0]), (9, [0.0, 0.0])] {
+        index.add(BlockId(id), &vector).unwrap();
+    }
+    let mut out = vec![7.0];
+    index.vectors(&[BlockId(9), BlockId(2), BlockId(5)], &mut out).unwrap();
+    let expected = match index.distance() {
+        Distance::Cosine => [0.0, 0.0, 0.0, -1.0, 0.6, 0.8],
+        _ => [0.0, 0.0, 0.0, -2.0, 3.0, 4.0],
+    };
+    assert!(out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{out:?}");
+    let unknown = index.vectors(&[BlockId(2), BlockId(3)], &mut out);
+    assert!(matches!(unknown, Err(IndexError::Unknown { id: BlockId(3) })));
 }
 
 fn branches_go_their_own_way(mut index: Box<dyn VectorIndex>) {

@@ -1,7 +1,7 @@
 //! The plainest index: every vector is compared with the query.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use super::distance::{dot, squared_difference};
@@ -25,8 +25,8 @@ pub struct ExactIndex {
 struct Rows {
     /// Shape `[n_blocks]`, in the order of addition.
     ids: Vec<BlockId>,
-    /// The same ids, to find duplicates.
-    known: HashSet<BlockId>,
+    /// The row of each id.
+    row_of: HashMap<BlockId, usize>,
     /// Shape `[n_blocks, dim]`.
     vectors: Vec<f32>,
 }
@@ -104,12 +104,12 @@ impl PartialOrd for Ranked {
 impl VectorIndex for ExactIndex {
     fn add(&mut self, id: BlockId, embedding: &[f32]) -> Result<(), IndexError> {
         self.check_dim(embedding)?;
-        if self.rows.known.contains(&id) {
+        if self.rows.row_of.contains_key(&id) {
             return Err(IndexError::Duplicate { id });
         }
         let row = self.prepared(embedding);
         let rows = Arc::make_mut(&mut self.rows);
-        rows.known.insert(id);
+        rows.row_of.insert(id, rows.ids.len());
         rows.ids.push(id);
         rows.vectors.extend_from_slice(&row);
         Ok(())
@@ -141,6 +141,16 @@ impl VectorIndex for ExactIndex {
         out.extend(
             nearest_first.iter().map(|r| Hit { id: self.rows.ids[r.order], distance: r.distance }),
         );
+        Ok(())
+    }
+
+    fn vectors(&self, ids: &[BlockId], out: &mut Vec<f32>) -> Result<(), IndexError> {
+        let row = |&id| self.rows.row_of.get(&id).copied().ok_or(IndexError::Unknown { id });
+        let rows: Vec<usize> = ids.iter().map(row).collect::<Result<_, _>>()?;
+        out.clear();
+        for row in rows {
+            out.extend_from_slice(&self.rows.vectors[row * self.dim..][..self.dim]);
+        }
         Ok(())
     }
 

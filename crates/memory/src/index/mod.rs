@@ -33,6 +33,12 @@ pub enum IndexError {
         /// Dimension of the vector.
         found: usize,
     },
+    /// The id was never added.
+    #[error("block {id} is not in the index")]
+    Unknown {
+        /// The block.
+        id: BlockId,
+    },
     /// The id was added before.
     #[error("block {id} is in the index already")]
     Duplicate {
@@ -79,6 +85,14 @@ pub trait VectorIndex: Debug + Send + Sync {
         filter: &dyn Fn(BlockId) -> bool,
         out: &mut Vec<Hit>,
     ) -> Result<(), IndexError>;
+
+    /// Replaces `out` by the vectors of `ids`, `[ids.len(), dim]`, at unit length if the distance
+    /// is cosine.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::Unknown`] for an id that was not added.
+    fn vectors(&self, ids: &[BlockId], out: &mut Vec<f32>) -> Result<(), IndexError>;
 
     /// Number of vectors held.
     fn len(&self) -> usize;

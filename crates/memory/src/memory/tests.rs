@@ -430,6 +430,10 @@ impl VectorIndex for FlakyIndex {
         self.inner.search(query, n, filter, out)
     }
 
+    fn vectors(&self, ids: &[BlockId], out: &mut Vec<f32>) -> Result<(), IndexError> {
+        self.inner.vectors(ids, out)
+    }
+
     fn len(&self) -> usize {
         self.inner.len()
     }

@@ -4,17 +4,46 @@
 //! enough, the budget how much of it fits, the runtime where it goes. Adding one is a file with
 //! one type here.
 
+#[cfg(test)]
+mod contract;
+mod farthest;
+mod greedy;
+mod max_distance;
+mod mmr;
 mod nearest;
 mod random;
+mod recent;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use crate::block::BlockId;
 use crate::index::{Hit, IndexError, VectorIndex};
 use crate::store::BlockMeta;
 
+pub use farthest::Farthest;
+pub use max_distance::MaxDistance;
+pub use mmr::Mmr;
 pub use nearest::Nearest;
 pub use random::Random;
+pub use recent::Recent;
+
+/// The names of all strategies, the controls last.
+pub const ALL: [&str; 6] = ["nearest", "mmr", "max-distance", "random", "farthest", "recent"];
+
+/// The strategy of this name, with its default settings.
+#[must_use]
+pub fn by_name(name: &str) -> Option<Arc<dyn Strategy>> {
+    Some(match name {
+        "nearest" => Arc::new(Nearest),
+        "mmr" => Arc::new(Mmr::default()),
+        "max-distance" => Arc::new(MaxDistance::default()),
+        "random" => Arc::new(Random::default()),
+        "farthest" => Arc::new(Farthest),
+        "recent" => Arc::new(Recent),
+        _ => return None,
+    })
+}
 
 /// What a strategy may look at.
 #[derive(Clone, Copy)]
@@ -33,7 +62,8 @@ pub struct Query<'a> {
 
 /// Ranks blocks for a query.
 ///
-/// Callers may assume that the same query over the same blocks gives the same hits.
+/// Callers may assume that the same query over the same blocks gives the same hits. Implementers
+/// pass the contract tests in `strategy/contract.rs`.
 pub trait Strategy: Debug + Send + Sync {
     /// The name on the command line and in result tables.
     fn name(&self) -> &'static str;

@@ -95,11 +95,12 @@ pub(super) fn policy(session: &Session) -> String {
                 RecallOrder::Stream => "in stream order",
             };
             format!(
-                "policy {name}: {} sinks + {} recalled + {} recent; up to {} blocks, {place}, \
-                 {order}, distance up to {}",
+                "policy {name}: {} sinks + {} recalled + {} recent; strategy {}, up to {} blocks, \
+                 {place}, {order}, distance up to {}",
                 c.n_sink,
                 c.context_tokens,
                 c.window_tokens,
+                c.recall.strategy.name(),
                 c.recall.max_blocks,
                 c.recall.gate.max_distance.map_or("any".to_owned(), |d| d.to_string()),
             )
