@@ -95,7 +95,8 @@ fn remember_without_a_recall_is_sink_bit_for_bit() {
     assert_eq!(answers("remember"), answers("sink"));
 
     let generated = |policy: &str| {
-        let arguments = ["generate", "--file", &text, "--window", "96", "--max-tokens", "24"];
+        let arguments =
+            ["generate", "--file", &text, "--window", "96", "--gate=-1", "--max-tokens", "24"];
         run(&[&arguments[..], &["--policy", policy]].concat(), "").0
     };
     assert_eq!(generated("remember"), generated("sink"));
@@ -106,7 +107,7 @@ fn remember_without_a_recall_is_sink_bit_for_bit() {
 fn remember_is_scored_on_the_positions_of_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let text = excerpt(&dir, 2500);
-    let arguments = ["perplexity", "--text", &text, "--window", "96", "--context-tokens", "64"];
+    let arguments = ["perplexity", "--text", &text, "--window", "96", "--context-tokens", "96"];
     let (stdout, _) = run(&[&arguments[..], &["--policy", "sink,remember", "--json"]].concat(), "");
     let result: Value = serde_json::from_str(&stdout).unwrap();
     let rows = result["results"].as_array().unwrap();

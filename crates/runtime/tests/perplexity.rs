@@ -152,7 +152,7 @@ fn what_cannot_be_scored() {
         assert_eq!(run(small(policy), &tokens[..2]).unwrap().tokens, 1, "{policy}");
     }
     let config = SessionConfig { max_tokens: 48, ..small(Policy::Dense) };
-    assert!(matches!(run(config.clone(), &tokens), Err(SessionError::Forward(_))));
+    assert!(matches!(run(config.clone(), &tokens), Err(SessionError::Cache(_))));
     let none = Positions { first: 1, every: 0 };
     let refused = score(&model, None, small(Policy::Sink), &tokens, none, &mut |_, _| ());
     assert!(matches!(refused, Err(SessionError::Setting { value: 0, .. })), "{refused:?}");

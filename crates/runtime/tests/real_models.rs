@@ -1,12 +1,14 @@
 //! What the demo promises, on the real model.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
+use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use everstream_runtime::memory::{MiniLm, Role};
-use everstream_runtime::model::Model;
+use everstream_runtime::model::{Model, SpecialTokens};
+use everstream_runtime::perplexity::{Positions, score};
 use everstream_runtime::{GenerateOptions, Origin, Policy, Session, SessionConfig};
 use serde::Deserialize;
 
@@ -87,4 +89,38 @@ fn smollm2_answers_from_what_left_the_window() {
     }
     println!("{with} of 20 with memory, {without} without");
     assert!(with >= 16 && without <= 2, "{with} with, {without} without");
+}
+
+/// The first book of the evaluation data, or `None` where there is none.
+fn book() -> Option<String> {
+    #[derive(Deserialize)]
+    struct Book {
+        text: String,
+    }
+    let data = PathBuf::from(std::env::var_os("EVERSTREAM_TEST_DATA")?);
+    let file = fs_err::File::open(data.join("books-nltk-gutenberg.jsonl.gz")).unwrap();
+    let mut lines = BufReader::new(flate2::read::MultiGzDecoder::new(file)).lines();
+    let line = lines.next().unwrap().unwrap();
+    Some(serde_json::from_str::<Book>(&line).unwrap().text)
+}
+
+/// What StreamingLLM observed (arXiv:2309.17453, table 1): a window breaks when the first tokens
+/// leave it, four sinks mend it, and a longer cache is worth little more.
+#[test]
+#[ignore = "needs the real model: cargo xtask check runs it"]
+fn sinks_hold_where_a_window_breaks() {
+    let Some(text) = book() else { return println!("skipped: the evaluation data is absent") };
+    let model = model();
+    let mut tokens = model.tokenizer().encode(&text, SpecialTokens::AsText);
+    tokens.truncate(2048);
+    let perplexity = |policy, window_tokens| {
+        let config = SessionConfig { policy, window_tokens, ..SessionConfig::default() };
+        let all = Positions::ALL;
+        score(&model, None, config, &tokens, all, &mut |_, _| {}).unwrap().perplexity()
+    };
+    let (window, sink) = (perplexity(Policy::Window, 256), perplexity(Policy::Sink, 252));
+    let dense = perplexity(Policy::Dense, 1);
+    println!("window {window:.1}, sinks {sink:.1}, full attention {dense:.1}");
+    assert!(window > 1.5 * sink, "window {window}, sinks {sink}");
+    assert!(sink < 1.3 * dense, "sinks {sink}, full attention {dense}");
 }
