@@ -19,7 +19,7 @@ Examples:
   everstream perplexity --text book.txt --policy window,sink --window 1020
   everstream inspect smollm2-135m
 
-Exit codes: 0 success, 1 failure (one line on standard error), 2 wrong usage.";
+Exit codes: 0 success, 1 failure (one line on standard error), 2 arguments that cannot be parsed.";
 
 /// An LLM runtime whose stream never ends and never forgets.
 #[derive(Debug, Parser)]
@@ -371,9 +371,10 @@ pub(crate) struct BenchArgs {
     /// Repetitions; medians are printed
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) repetitions: usize,
-    /// Also stream this many tokens, and report time and memory by position
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) stream_tokens: usize,
+    /// Stream this many tokens, and report time and memory by position; 0 leaves that out
+    /// [default: all of --text, or 2048]
+    #[arg(long, value_name = "N")]
+    pub(crate) stream_tokens: Option<usize>,
     /// Write a plot of the stream here
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,

@@ -11,6 +11,7 @@ mod host;
 mod load;
 mod output;
 mod plot;
+mod recalled;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! `everstream bench`: how fast a model reads and writes here, and whether that stays so.
 //!
-//! Prefill and decode are measured on fresh streams, several times. With `--stream-tokens` one
+//! Prefill and decode are measured on fresh streams, several times. Then one
 //! long stream follows: what it costs per token, what memory is resident, and how surprised the
 //! model is, by position. All of it runs under policy `sink`, whose cost per token is that of
 //! `remember` without its memory.
@@ -38,7 +38,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
     let source = stream::Source::new(&model, text, args)?;
     let speed = measure(&model, &config, args)?;
     let stream = match args.stream_tokens {
-        0 => None,
+        Some(0) => None,
         _ => Some(stream::measure(&model, config.clone(), &source)?),
     };
     let out = &mut std::io::stdout().lock();
@@ -69,15 +69,16 @@ fn check(args: &BenchArgs) -> anyhow::Result<()> {
             bail!("{flag} is 0, but must be at least 1");
         }
     }
-    for (flag, value) in
-        [("--prompt-tokens", args.prompt_tokens), ("--stream-tokens", args.stream_tokens)]
-    {
+    for (flag, value) in [
+        ("--prompt-tokens", args.prompt_tokens),
+        ("--stream-tokens", args.stream_tokens.unwrap_or(0)),
+    ] {
         if value > MAX_TOKENS {
             bail!("{flag} is {value}, but must be at most {MAX_TOKENS}");
         }
     }
-    if args.stream_tokens == 0 && (args.plot.is_some() || !args.text.is_empty()) {
-        bail!("--plot and --text are about a stream: add --stream-tokens N");
+    if args.stream_tokens == Some(0) && (args.plot.is_some() || !args.text.is_empty()) {
+        bail!("--plot and --text are about a stream: leave out --stream-tokens 0");
     }
     let folder = args.plot.as_ref().and_then(|plot| plot.parent());
     if let Some(folder) = folder.filter(|f| *f != Path::new("") && !f.is_dir()) {

@@ -10,14 +10,14 @@ use anyhow::Context;
 use everstream_runtime::kernels::log_sum_exp;
 use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::{Embedder, Recall};
-use everstream_runtime::model::{Model, SpecialTokens};
+use everstream_runtime::model::{Model, SpecialTokens, Tokenizer};
 use everstream_runtime::perplexity::{Positions, Score, score};
 use everstream_runtime::{GenerateOptions, Origin, Policy, Session, SessionConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::args::{Common, DemoArgs};
-use crate::{load, output};
+use crate::{load, output, recalled};
 
 const CHRONICLE: &str = include_str!("../../../../examples/chronicle.txt");
 const QUESTIONS: &str = include_str!("../../../../examples/chronicle.questions.json");
@@ -237,27 +237,14 @@ impl Asked {
         writeln!(out)
     }
 
-    fn json(&self) -> Value {
-        let recalled: Vec<Value> = self
-            .recall
-            .blocks
-            .iter()
-            .map(|r| {
-                json!({
-                    "block": r.block.id().to_string(),
-                    "range": [r.part.start.0, r.part.end.0],
-                    "distance": r.distance,
-                    "text": r.block.text(),
-                })
-            })
-            .collect();
+    fn json(&self, tokenizer: &Tokenizer) -> Value {
         let answer = |a: &Answer| json!({ "text": a.text, "hit": a.is_hit });
         json!({
             "question": self.question.question,
             "expected": self.question.answers,
             "with_memory": answer(&self.with),
             "without_memory": answer(&self.without),
-            "recalled": recalled,
+            "recalled": recalled::json(tokenizer, &self.recall),
         })
     }
 }
@@ -347,7 +334,7 @@ fn result(
         "model": args.model.model,
         "tokens": session.n_tokens(),
         "perplexity": perplexity,
-        "questions": asked.iter().map(Asked::json).collect::<Vec<_>>(),
+        "questions": asked.iter().map(|a| a.json(session.model().tokenizer())).collect::<Vec<_>>(),
         "policies": compared.iter().map(Compared::json).collect::<Vec<_>>(),
         "resident_bytes": output::peak_resident_bytes(),
         "seconds": elapsed.as_secs_f64(),

@@ -10,7 +10,7 @@ use everstream_runtime::{Origin, Sampler, Session};
 use serde_json::json;
 
 use crate::args::{Common, GenerateArgs};
-use crate::{load, output};
+use crate::{load, output, recalled};
 
 pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
     let prompt = match (&args.prompt, &args.file) {
@@ -43,6 +43,8 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
         session.read_prompt(&tokens, Origin::turn(Role::Document))?;
     }
     let (n_prompt, ttft) = (session.n_tokens(), start.elapsed());
+    let recall = session.last_recall().cloned().unwrap_or_default();
+    recalled::note(session.model().tokenizer(), &recall);
     let mut out = std::io::stdout().lock();
     let mut failed = None;
     let generated = session.generate(&args.sample.options(), &mut |piece| {
@@ -69,6 +71,7 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
             "stop": generated.stop.name(),
             "prompt_tokens": n_prompt,
             "generated_tokens": generated.tokens.len(),
+            "recalled": recalled::json(session.model().tokenizer(), &recall),
             "ttft_ms": ttft.as_secs_f64() * 1e3,
             "decode_tokens_per_second": generated.tokens.len() as f64 / seconds,
         });

@@ -11,7 +11,8 @@ const SMALL: [&str; 6] = ["--prompt-tokens", "20", "--decode-tokens", "4", "--re
 fn the_measurement_names_its_conditions() {
     let rig = Rig::new();
     let model = tiny("tiny-llama");
-    let arguments = ["bench", "--model", &model, "--isa", "scalar", "--json"];
+    let arguments =
+        ["bench", "--model", &model, "--isa", "scalar", "--json", "--stream-tokens", "0"];
     let result = rig.ok(&[&arguments[..], &SMALL].concat()).json();
     for name in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
         let number = |field: &str| result[name][field].as_f64().unwrap();
@@ -95,7 +96,7 @@ fn what_cannot_be_measured_is_refused() {
     fails(&["--decode-tokens", "0"], "--decode-tokens is 0");
     fails(&["--repetitions", "0"], "--repetitions is 0");
     fails(&["--window", "0"], "the window is 0");
-    fails(&["--plot", "x.svg"], "add --stream-tokens");
+    fails(&["--plot", "x.svg", "--stream-tokens", "0"], "leave out --stream-tokens 0");
     fails(&["--stream-tokens", "50", "--text", &text], "fewer than --stream-tokens 50");
     let plot = rig.path("missing/x.svg");
     fails(&["--stream-tokens", "50", "--plot", &plot], "does not exist: make it first");

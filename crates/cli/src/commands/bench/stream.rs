@@ -23,6 +23,8 @@ const N_SEGMENTS: usize = 20;
 const MAX_SEGMENT_TOKENS: usize = 50_000;
 /// Tokens at the end of a segment that are read one by one, to see what decoding costs there.
 const DECODED_TOKENS: usize = 64;
+/// Length of a stream of random tokens, if nobody says.
+const RANDOM_TOKENS: usize = 2048;
 /// Tokens between two looks at the progress bar.
 const STRIDE: usize = 1024;
 
@@ -40,12 +42,13 @@ impl Source {
         text: Option<String>,
         args: &BenchArgs,
     ) -> anyhow::Result<Self> {
-        let n = args.stream_tokens;
         let Some(text) = text else {
+            let n = args.stream_tokens.unwrap_or(RANDOM_TOKENS);
             let tokens = random_tokens(model, n, args.seed);
             return Ok(Self { tokens, is_text: false });
         };
         let mut tokens = everstream_runtime::encode(model, &text)?;
+        let n = args.stream_tokens.unwrap_or(tokens.len());
         if tokens.len() < n {
             bail!("the text has {} tokens, fewer than --stream-tokens {n}", tokens.len());
         }

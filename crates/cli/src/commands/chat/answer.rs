@@ -5,16 +5,13 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use everstream_runtime::memory::{Recall, RecalledBlock};
+use everstream_runtime::memory::Recall;
 use everstream_runtime::{Generated, StopReason, Timings};
 use serde_json::{Value, json};
 
 use super::Chat;
 use super::one_line::OneLine;
-use crate::output;
-
-/// Characters of a recalled block that are shown.
-const SHOWN_CHARS: usize = 72;
+use crate::{output, recalled};
 
 /// What a turn took.
 struct Turn {
@@ -37,7 +34,7 @@ impl Chat<'_> {
         let n_before = self.session.n_tokens();
         let recall = self.session.turn(text)?.clone();
         let (n_prompt, prefill) = (self.session.n_tokens() - n_before, start.elapsed());
-        self.show(&recall);
+        recalled::note(self.session.model().tokenizer(), &recall);
         let (generated, ttft) = self.answer(start)?;
         self.n_turns += 1;
         match generated.stop {
@@ -54,37 +51,6 @@ impl Chat<'_> {
             writeln!(std::io::stdout(), "{}", self.json(&turn, &generated))?;
         }
         Ok(())
-    }
-
-    /// Says what was recalled.
-    fn show(&self, recall: &Recall) {
-        for block in &recall.blocks {
-            let (start, end) = (block.part.start.0, block.part.end.0);
-            let part = if block.is_partial() { " (part of a block)" } else { "" };
-            let words = output::first_words(&self.text_of(block), SHOWN_CHARS);
-            let line = format!(
-                "recalled tokens {start}..{end}{part}, distance {:.3}: {words}",
-                block.distance
-            );
-            output::dim_note(&line);
-        }
-        for (blocks, why) in
-            [(&recall.gated, "too far from the question"), (&recall.skipped, "no room for")]
-        {
-            if let Some(nearest) = blocks.first().filter(|_| recall.blocks.is_empty()) {
-                output::dim_note(&format!(
-                    "nothing recalled, {why}: {} blocks, the nearest at distance {:.3}",
-                    blocks.len(),
-                    nearest.distance
-                ));
-            }
-        }
-    }
-
-    /// The text of what is recalled of a block.
-    fn text_of(&self, block: &RecalledBlock) -> String {
-        let bytes = self.session.model().tokenizer().decode(block.tokens());
-        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Answers, writing the text as it comes unless an object will hold it.
@@ -120,15 +86,6 @@ impl Chat<'_> {
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         let (before, after) = (turn.before, self.session.timings());
         let recall = after.recall.saturating_sub(before.recall);
-        let block = |block: &RecalledBlock| {
-            json!({
-                "block": block.block.id().to_string(),
-                "range": [block.part.start.0, block.part.end.0],
-                "partial": block.is_partial(),
-                "distance": block.distance,
-                "text": self.text_of(block),
-            })
-        };
         let sections = self.session.sections();
         json!({
             "turn": self.n_turns,
@@ -136,7 +93,7 @@ impl Chat<'_> {
             "stop": generated.stop.name(),
             "prompt_tokens": turn.n_prompt,
             "generated_tokens": generated.tokens.len(),
-            "recalled": turn.recall.blocks.iter().map(block).collect::<Vec<_>>(),
+            "recalled": recalled::json(self.session.model().tokenizer(), &turn.recall),
             "gated": turn.recall.gated.len(),
             "skipped": turn.recall.skipped.len(),
             "timings_ms": {
