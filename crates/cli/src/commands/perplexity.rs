@@ -23,8 +23,10 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     if let Some(n_tokens) = args.tokens.filter(|&n| n < 2) {
         bail!("--tokens is {n_tokens}, but at least 2 are needed: one to predict the other");
     }
+    // How long the text is shows later, and only `dense` minds.
+    let n_tokens = args.tokens.unwrap_or(SessionConfig::MAX_SECTION_TOKENS);
     for &policy in &args.policy {
-        session_config(args, policy, args.tokens.unwrap_or(0)).check()?;
+        session_config(args, policy, n_tokens).check()?;
     }
     let text = load::text(&args.text)?;
     let model = load::model(common, &args.model.model)?;

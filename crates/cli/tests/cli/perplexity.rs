@@ -54,6 +54,15 @@ fn a_budget_larger_than_the_text_is_full_attention() {
 }
 
 #[test]
+fn a_whole_text_is_scored_by_every_policy() {
+    let rig = Rig::new();
+    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", "The river stood still."));
+    let arguments = ["perplexity", "--model", &model, "--text", &text, "--json"];
+    let result = rig.ok(&[&arguments[..], &["--policy", "dense,sink,window"]].concat()).json();
+    assert_eq!(result["results"].as_array().unwrap().len(), 3, "{result}");
+}
+
+#[test]
 fn every_policy_has_a_line_in_the_table() {
     let rig = Rig::new();
     let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", long_text()));
