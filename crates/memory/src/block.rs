@@ -75,6 +75,14 @@ pub enum BlockError {
         /// Components given.
         found: usize,
     },
+    /// Stored keys and values have another size than their shape says.
+    #[error("expected keys and values of {expected} bytes, got {found}")]
+    KvBytes {
+        /// Bytes that the shape asks for.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
 }
 
 /// Names a block; the same session, place and tokens always give the same id.

@@ -8,7 +8,18 @@
 //! one head at a time, so the rows of one `(layer, head)` are one contiguous slice, and so are
 //! those of any run of tokens inside it: a straddling block is cut without a copy.
 //!
+//! Stored in 8 bits, every number becomes one of 256 steps between the smallest and the largest of
+//! its row. A row of keys is one *component* over the tokens of the block, a row of values one
+//! *token*: keys have components that are large for every token (a bias, above all), and one step
+//! for all components of a token would drown the small ones.
+//!
+//! Source: Liu et al., "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", 2024,
+//! arXiv:2402.02750, section 3.2. Differs from the paper: 8 bits, keys before rotation, and the
+//! block as the group.
+//!
 //! This module knows numbers and a shape; it does not know which model made them.
+
+mod q8;
 
 use std::ops::Range;
 
@@ -16,6 +27,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::block::BlockError;
+
+pub use q8::Q8Rows;
+use q8::{Axis, Q8Buffer};
 
 /// What one token's keys (or values) look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,68 +62,104 @@ pub enum KvType {
     /// 2 bytes per component.
     #[default]
     F16,
+    /// 1 byte per component, and 4 bytes per row of them.
+    Q8,
 }
 
-/// Components in one of the element types.
+impl KvType {
+    /// The name on the command line and in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+        }
+    }
+}
+
+/// Keys or values in one of the element types.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum KvBuffer {
+enum KvBuffer {
     /// f32 storage.
     F32(Vec<f32>),
     /// f16 storage.
     F16(Vec<f16>),
+    /// 8-bit storage.
+    Q8(Q8Buffer),
 }
 
 impl KvBuffer {
-    /// Stores `components` as `kv_type`.
+    /// Stores `components`, `[n_layers * n_kv_heads, n_tokens, head_dim]`, as `kv_type`.
     ///
-    /// Components beyond the range of f16 become ±65504: one infinite key would make every later
-    /// attention sum NaN, while a clamped one stays the largest of its row.
-    #[must_use]
-    pub fn from_f32(components: &[f32], kv_type: KvType) -> Self {
-        match kv_type {
-            KvType::F32 => Self::F32(components.to_vec()),
-            KvType::F16 => Self::F16(to_f16_clamped(components)),
+    /// Components beyond the range of f16 become ±65504 in f16 and in 8 bits: one infinite key
+    /// would make every later attention sum NaN, while a clamped one stays the largest of its row.
+    fn from_f32(components: &[f32], head_dim: usize, n_tokens: usize, ty: (KvType, Axis)) -> Self {
+        match ty {
+            (KvType::F32, _) => Self::F32(components.to_vec()),
+            (KvType::F16, _) => Self::F16(to_f16_clamped(components)),
+            (KvType::Q8, axis) => {
+                Self::Q8(Q8Buffer::quantize(components, head_dim, n_tokens, axis))
+            }
         }
-    }
-
-    /// Number of components.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(components) => components.len(),
-            Self::F16(components) => components.len(),
-        }
-    }
-
-    /// Whether there are no components.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Element type of the components.
-    #[must_use]
-    pub fn kv_type(&self) -> KvType {
+    fn kv_type(&self) -> KvType {
         match self {
             Self::F32(_) => KvType::F32,
             Self::F16(_) => KvType::F16,
+            Self::Q8(_) => KvType::Q8,
         }
     }
 
+    /// Bytes that the components take, in RAM as on disk.
     fn bytes(&self) -> usize {
         match self {
             Self::F32(components) => size_of_val(components.as_slice()),
             Self::F16(components) => size_of_val(components.as_slice()),
+            Self::Q8(buffer) => buffer.bytes(),
         }
     }
 
-    fn rows(&self, components: Range<usize>) -> KvRows<'_> {
+    /// Appends the components, little-endian.
+    fn write_to(&self, out: &mut Vec<u8>) {
         match self {
-            Self::F32(all) => KvRows::F32(&all[components]),
-            Self::F16(all) => KvRows::F16(&all[components]),
+            Self::F32(components) => {
+                let room = grow(out, 4 * components.len()).as_chunks_mut().0;
+                room.iter_mut().zip(components).for_each(|(to, c)| *to = c.to_le_bytes());
+            }
+            Self::F16(components) => write_f16(components, out),
+            Self::Q8(buffer) => buffer.write_to(out),
         }
     }
+
+    /// Reads what [`write_to`](Self::write_to) wrote; `bytes` has exactly that length.
+    fn from_bytes(bytes: &[u8], head_dim: usize, n_tokens: usize, ty: (KvType, Axis)) -> Self {
+        match ty {
+            (KvType::F32, _) => {
+                Self::F32(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+            }
+            (KvType::F16, _) => Self::F16(read_f16(bytes)),
+            (KvType::Q8, axis) => Self::Q8(Q8Buffer::from_bytes(bytes, head_dim, n_tokens, axis)),
+        }
+    }
+}
+
+/// Makes room for `n_bytes` at the end of `out`.
+fn grow(out: &mut Vec<u8>, n_bytes: usize) -> &mut [u8] {
+    let start = out.len();
+    out.resize(start + n_bytes, 0);
+    &mut out[start..]
+}
+
+fn write_f16(components: &[f16], out: &mut Vec<u8>) {
+    let room = grow(out, 2 * components.len()).as_chunks_mut().0;
+    room.iter_mut().zip(components).for_each(|(to, c)| *to = c.to_le_bytes());
+}
+
+fn read_f16(bytes: &[u8]) -> Vec<f16> {
+    bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()
 }
 
 fn to_f16_clamped(components: &[f32]) -> Vec<f16> {
@@ -120,7 +170,7 @@ fn to_f16_clamped(components: &[f32]) -> Vec<f16> {
     out
 }
 
-/// Rows of one layer and one head, `[n_tokens, head_dim]`, contiguous.
+/// Rows of one layer and one head, `[n_tokens, head_dim]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum KvRows<'a> {
@@ -128,25 +178,12 @@ pub enum KvRows<'a> {
     F32(&'a [f32]),
     /// f16 storage.
     F16(&'a [f16]),
+    /// 8-bit storage.
+    Q8(Q8Rows<'a>),
 }
 
 impl KvRows<'_> {
-    /// Number of components: `n_tokens * head_dim`.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(rows) => rows.len(),
-            Self::F16(rows) => rows.len(),
-        }
-    }
-
-    /// Whether there are no components.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Writes the components to `out` as f32; exact from both element types.
+    /// Writes the components to `out` as f32; exact from all element types.
     ///
     /// # Panics
     ///
@@ -155,6 +192,7 @@ impl KvRows<'_> {
         match self {
             Self::F32(rows) => out.copy_from_slice(rows),
             Self::F16(rows) => rows.convert_to_f32_slice(out),
+            Self::Q8(rows) => rows.copy_to(out),
         }
     }
 }
@@ -169,8 +207,8 @@ pub struct BlockKv {
 }
 
 impl BlockKv {
-    /// Wraps `keys` (before rotation) and `values`, each of shape
-    /// `[n_layers, n_kv_heads, n_tokens, head_dim]`.
+    /// Stores `keys` (before rotation) and `values`, each of shape
+    /// `[n_layers, n_kv_heads, n_tokens, head_dim]`, as `kv_type`.
     ///
     /// # Errors
     ///
@@ -179,8 +217,9 @@ impl BlockKv {
     pub fn new(
         shape: KvShape,
         n_tokens: usize,
-        keys: KvBuffer,
-        values: KvBuffer,
+        keys: &[f32],
+        values: &[f32],
+        kv_type: KvType,
     ) -> Result<Self, BlockError> {
         let expected = match shape.components(n_tokens) {
             None | Some(0) => return Err(BlockError::KvShape { shape, n_tokens }),
@@ -191,6 +230,49 @@ impl BlockKv {
                 return Err(BlockError::KvLength { part, shape, n_tokens, expected, found });
             }
         }
+        let store = |components: &[f32], axis| {
+            KvBuffer::from_f32(components, shape.head_dim, n_tokens, (kv_type, axis))
+        };
+        let (keys, values) = (store(keys, Axis::Component), store(values, Axis::Token));
+        Ok(Self { shape, n_tokens, keys, values })
+    }
+
+    /// Bytes of the keys and values of `n_tokens` tokens; `None` if that overflows.
+    #[must_use]
+    pub fn stored_bytes(shape: KvShape, n_tokens: usize, kv_type: KvType) -> Option<usize> {
+        let [keys, values] = part_bytes(shape, n_tokens, kv_type)?;
+        keys.checked_add(values)
+    }
+
+    /// Appends keys, then values, little-endian; `docs/FORMAT.md` has the layout.
+    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+        self.keys.write_to(out);
+        self.values.write_to(out);
+    }
+
+    /// Reads what [`write_to`](Self::write_to) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`BlockError::KvShape`] as for [`new`](Self::new); [`BlockError::KvBytes`] if `bytes` has
+    /// another length than the shape says.
+    pub(crate) fn from_bytes(
+        shape: KvShape,
+        n_tokens: usize,
+        kv_type: KvType,
+        bytes: &[u8],
+    ) -> Result<Self, BlockError> {
+        let found = bytes.len();
+        let parts = part_bytes(shape, n_tokens, kv_type).filter(|parts| parts[0] > 0);
+        let [n_keys, n_values] = parts.ok_or(BlockError::KvShape { shape, n_tokens })?;
+        if n_keys.checked_add(n_values) != Some(found) {
+            return Err(BlockError::KvBytes { expected: n_keys.saturating_add(n_values), found });
+        }
+        let (keys, values) = bytes.split_at(n_keys);
+        let read = |bytes: &[u8], axis| {
+            KvBuffer::from_bytes(bytes, shape.head_dim, n_tokens, (kv_type, axis))
+        };
+        let (keys, values) = (read(keys, Axis::Component), read(values, Axis::Token));
         Ok(Self { shape, n_tokens, keys, values })
     }
 
@@ -220,7 +302,7 @@ impl BlockKv {
     /// If `layer`, `kv_head` or `tokens` lie outside the shape.
     #[must_use]
     pub fn keys(&self, layer: usize, kv_head: usize, tokens: Range<usize>) -> KvRows<'_> {
-        self.keys.rows(self.components_of(layer, kv_head, tokens))
+        self.rows(&self.keys, layer, kv_head, tokens)
     }
 
     /// Values of `tokens`, as [`keys`](Self::keys) gives the keys.
@@ -230,7 +312,7 @@ impl BlockKv {
     /// If `layer`, `kv_head` or `tokens` lie outside the shape.
     #[must_use]
     pub fn values(&self, layer: usize, kv_head: usize, tokens: Range<usize>) -> KvRows<'_> {
-        self.values.rows(self.components_of(layer, kv_head, tokens))
+        self.rows(&self.values, layer, kv_head, tokens)
     }
 
     /// Bytes that the components take.
@@ -240,7 +322,13 @@ impl BlockKv {
     }
 
     /// Without these checks a wrong head would silently read its neighbour's rows.
-    fn components_of(&self, layer: usize, kv_head: usize, tokens: Range<usize>) -> Range<usize> {
+    fn rows<'a>(
+        &self,
+        buffer: &'a KvBuffer,
+        layer: usize,
+        kv_head: usize,
+        tokens: Range<usize>,
+    ) -> KvRows<'a> {
         let KvShape { n_layers, n_kv_heads, head_dim } = self.shape;
         assert!(layer < n_layers, "layer {layer} of {n_layers}");
         assert!(kv_head < n_kv_heads, "kv head {kv_head} of {n_kv_heads}");
@@ -249,9 +337,27 @@ impl BlockKv {
             "tokens {tokens:?} of {}",
             self.n_tokens
         );
-        let first_row = (layer * n_kv_heads + kv_head) * self.n_tokens;
-        (first_row + tokens.start) * head_dim..(first_row + tokens.end) * head_dim
+        let head = layer * n_kv_heads + kv_head;
+        let first_row = head * self.n_tokens;
+        let range = (first_row + tokens.start) * head_dim..(first_row + tokens.end) * head_dim;
+        match buffer {
+            KvBuffer::F32(all) => KvRows::F32(&all[range]),
+            KvBuffer::F16(all) => KvRows::F16(&all[range]),
+            KvBuffer::Q8(all) => KvRows::Q8(all.rows(head, tokens)),
+        }
     }
+}
+
+/// Bytes of keys and of values.
+fn part_bytes(shape: KvShape, n_tokens: usize, kv_type: KvType) -> Option<[usize; 2]> {
+    let components = shape.components(n_tokens)?;
+    let n_heads = shape.n_layers.checked_mul(shape.n_kv_heads)?;
+    let bytes = |n_rows: usize| match kv_type {
+        KvType::F32 => components.checked_mul(4),
+        KvType::F16 => components.checked_mul(2),
+        KvType::Q8 => components.checked_add(n_heads.checked_mul(n_rows)?.checked_mul(4)?),
+    };
+    Some([bytes(shape.head_dim)?, bytes(n_tokens)?])
 }
 
 #[cfg(test)]
@@ -259,6 +365,8 @@ mod tests {
     use super::*;
 
     const SHAPE: KvShape = KvShape { n_layers: 2, n_kv_heads: 3, head_dim: 4 };
+
+    const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8];
 
     /// A component that names its own place.
     fn component(layer: usize, head: usize, token: usize, i: usize) -> f32 {
@@ -278,9 +386,8 @@ mod tests {
     }
 
     fn kv(n_tokens: usize, kv_type: KvType) -> BlockKv {
-        let keys = KvBuffer::from_f32(&numbered(n_tokens, 1.0), kv_type);
-        let values = KvBuffer::from_f32(&numbered(n_tokens, -1.0), kv_type);
-        BlockKv::new(SHAPE, n_tokens, keys, values).unwrap()
+        let (keys, values) = (numbered(n_tokens, 1.0), numbered(n_tokens, -1.0));
+        BlockKv::new(SHAPE, n_tokens, &keys, &values, kv_type).unwrap()
     }
 
     #[test]
@@ -307,26 +414,49 @@ mod tests {
     fn bytes_follow_the_element_type() {
         assert_eq!(kv(5, KvType::F32).bytes(), 2 * 2 * 3 * 5 * 4 * 4);
         assert_eq!(kv(5, KvType::F16).bytes(), 2 * 2 * 3 * 5 * 4 * 2);
+        // One byte per number, and 4 for each of 4 rows of keys and 5 rows of values per head.
+        assert_eq!(kv(5, KvType::Q8).bytes(), 2 * 2 * 3 * 5 * 4 + 2 * 3 * (4 + 5) * 4);
         assert_eq!(kv(5, KvType::F16).kv_type(), KvType::F16);
     }
 
     #[test]
     fn wrong_lengths_are_refused() {
-        let buffer = |n: usize| KvBuffer::F32(vec![0.0; n]);
-        let error = BlockKv::new(SHAPE, 2, buffer(48), buffer(47)).unwrap_err();
-        assert!(matches!(
-            error,
-            BlockError::KvLength { part: "values", expected: 48, found: 47, .. }
-        ));
-        assert!(matches!(
-            BlockKv::new(SHAPE, 0, buffer(0), buffer(0)),
-            Err(BlockError::KvShape { .. })
-        ));
+        let zeros = [0.0; 48];
+        let make = |shape, n_tokens, values: &[f32]| {
+            BlockKv::new(shape, n_tokens, &zeros, values, KvType::F32).unwrap_err()
+        };
+        let expected = BlockError::KvLength {
+            part: "values",
+            shape: SHAPE,
+            n_tokens: 2,
+            expected: 48,
+            found: 47,
+        };
+        assert_eq!(make(SHAPE, 2, &zeros[1..]).to_string(), expected.to_string());
+        assert!(matches!(make(SHAPE, 0, &zeros), BlockError::KvShape { .. }));
         let huge = KvShape { n_layers: usize::MAX, n_kv_heads: 2, head_dim: 1 };
-        assert!(matches!(
-            BlockKv::new(huge, 1, buffer(0), buffer(0)),
-            Err(BlockError::KvShape { .. })
-        ));
+        assert!(matches!(make(huge, 1, &zeros), BlockError::KvShape { .. }));
+        for kv_type in TYPES {
+            assert!(BlockKv::from_bytes(huge, 1, kv_type, &[]).is_err());
+            assert!(BlockKv::from_bytes(SHAPE, 0, kv_type, &[]).is_err());
+            assert_eq!(BlockKv::stored_bytes(huge, 1, kv_type), None);
+        }
+    }
+
+    #[test]
+    fn bytes_become_the_same_block() {
+        for kv_type in TYPES {
+            let kv = kv(5, kv_type);
+            let mut bytes = vec![];
+            kv.write_to(&mut bytes);
+            assert_eq!(bytes.len(), kv.bytes());
+            assert_eq!(BlockKv::stored_bytes(SHAPE, 5, kv_type), Some(kv.bytes()));
+            assert_eq!(BlockKv::from_bytes(SHAPE, 5, kv_type, &bytes).unwrap(), kv);
+            for wrong in [&bytes[1..], &[&bytes[..], &[0]].concat()] {
+                let error = BlockKv::from_bytes(SHAPE, 5, kv_type, wrong).unwrap_err();
+                assert!(matches!(error, BlockError::KvBytes { .. }));
+            }
+        }
     }
 
     #[test]
@@ -336,13 +466,16 @@ mod tests {
     }
 
     #[test]
-    fn f16_never_makes_an_infinity() {
-        let KvBuffer::F16(stored) =
-            KvBuffer::from_f32(&[1e9, -1e9, 1.5, f32::INFINITY], KvType::F16)
-        else {
-            panic!("f16 was asked for")
-        };
-        let stored: Vec<f32> = stored.iter().map(|c| c.to_f32()).collect();
-        assert_eq!(stored, [65504.0, -65504.0, 1.5, 65504.0]);
+    fn stored_numbers_are_never_infinite() {
+        let shape = KvShape { n_layers: 1, n_kv_heads: 1, head_dim: 4 };
+        let numbers = [1e9, -1e9, 1.5, f32::INFINITY];
+        for kv_type in [KvType::F16, KvType::Q8] {
+            let kv = BlockKv::new(shape, 1, &numbers, &numbers, kv_type).unwrap();
+            let mut stored = [0.0; 4];
+            kv.keys(0, 0, 0..1).copy_to(&mut stored);
+            assert_eq!(stored, [65504.0, -65504.0, 1.5, 65504.0]);
+            kv.values(0, 0, 0..1).copy_to(&mut stored);
+            assert!(stored.iter().all(|c| c.is_finite()));
+        }
     }
 }

@@ -66,7 +66,7 @@
 //!
 //! for (i, text) in ["Oda keeps the lighthouse.", "The bread costs four coins."].iter().enumerate() {
 //!     let start = TokenPos(4).after(16 * i);
-//!     let zeros = || KvBuffer::F32(vec![0.0; 16 * 2]);
+//!     let zeros = [0.0; 16 * 2];
 //!     memory.remember(NewBlock {
 //!         range: start..start.after(16),
 //!         tokens: vec![7; 16],
@@ -74,7 +74,7 @@
 //!         role: Role::Document,
 //!         source: None,
 //!         written_at: SystemTime::UNIX_EPOCH,
-//!         kv: BlockKv::new(shape, 16, zeros(), zeros())?,
+//!         kv: BlockKv::new(shape, 16, &zeros, &zeros, KvType::F16)?,
 //!     })?;
 //! }
 //!
@@ -89,6 +89,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+pub mod codec;
 mod cutter;
 mod embed;
 mod gate;
@@ -96,6 +97,7 @@ mod index;
 mod kv;
 mod memory;
 mod recall;
+pub mod record;
 mod rng;
 mod store;
 pub mod strategy;
@@ -107,8 +109,12 @@ pub use cutter::{BlockCutter, BlockSizes, BlockSizesError};
 pub use embed::{EmbedError, Embedder, HashEmbedder, MiniLm};
 pub use gate::Gate;
 pub use index::{Distance, ExactIndex, Hit, IndexError, VectorIndex};
-pub use kv::{BlockKv, KvBuffer, KvRows, KvShape, KvType};
+pub use kv::{BlockKv, KvRows, KvShape, KvType, Q8Rows};
 pub use memory::{Found, Memory, MemoryConfig, MemoryError, MemoryStats};
 pub use recall::{NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock};
-pub use store::{BlockMeta, BlockStore, RamStore, StoreError, check_order};
+pub use store::{
+    BlockMeta, BlockStore, BlockText, Compacted, DEFAULT_SEGMENT_BYTES, Damage, DiskOptions,
+    DiskStore, Maker, Overlay, RamStore, SessionFolder, StoreError, check_held, check_name,
+    check_order, write_whole,
+};
 pub use strategy::{Farthest, MaxDistance, Mmr, Nearest, Query, Random, Recent, Strategy};

@@ -123,6 +123,8 @@ pub struct Recall {
     /// What passed the gate and did not fit into `max_tokens`, most relevant first. Less relevant
     /// blocks that did fit are among `blocks`.
     pub skipped: Vec<NotRecalled>,
+    /// What would have been recalled and is damaged in the store, most relevant first.
+    pub unreadable: Vec<NotRecalled>,
 }
 
 impl Recall {

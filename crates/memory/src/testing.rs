@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use everstream_kv_cache::TokenPos;
 
 use crate::block::{NewBlock, Role};
-use crate::kv::{BlockKv, KvBuffer, KvShape, KvType};
+use crate::kv::{BlockKv, KvShape, KvType};
 
 pub(crate) const SHAPE: KvShape = KvShape { n_layers: 2, n_kv_heads: 1, head_dim: 2 };
 
@@ -24,8 +24,6 @@ pub(crate) fn new_block(range: Range<u64>, text: &str) -> NewBlock {
     let n_tokens = (range.end - range.start) as usize;
     let components: Vec<f32> =
         (0..SHAPE.components(n_tokens).unwrap()).map(|i| i as f32 + range.start as f32).collect();
-    let keys = KvBuffer::from_f32(&components, KvType::F32);
-    let values = KvBuffer::from_f32(&components, KvType::F32);
     NewBlock {
         tokens: range.clone().map(|pos| pos as u32 + 1000).collect(),
         range: positions(range.clone()),
@@ -33,6 +31,6 @@ pub(crate) fn new_block(range: Range<u64>, text: &str) -> NewBlock {
         role: Role::Document,
         source: None,
         written_at: SystemTime::UNIX_EPOCH + Duration::from_secs(range.start),
-        kv: BlockKv::new(SHAPE, n_tokens, keys, values).unwrap(),
+        kv: BlockKv::new(SHAPE, n_tokens, &components, &components, KvType::F32).unwrap(),
     }
 }

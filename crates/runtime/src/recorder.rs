@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use everstream_kv_cache::{KvCache, KvSource, TokenPos};
 use everstream_memory::{
-    BlockCutter, BlockKv, KvBuffer, KvShape, KvType, Memory, NewBlock, RecalledBlock, Role, Source,
+    BlockCutter, BlockKv, KvShape, KvType, Memory, NewBlock, RecalledBlock, Role, Source,
 };
 use everstream_model::Tokenizer;
 
@@ -123,7 +123,7 @@ impl Recorder {
     /// Embeds blocks if as many wait as make a batch: a reader that is faster than the encoder is
     /// slowed down.
     pub(crate) fn keep_pace(&mut self) -> Result<(), SessionError> {
-        let is_full = self.memory.stats().n_pending >= self.memory.config().embed_batch;
+        let is_full = self.memory.n_pending() >= self.memory.config().embed_batch;
         if is_full { self.embed() } else { Ok(()) }
     }
 
@@ -194,8 +194,8 @@ fn read_kv(
     for (i, (keys, values)) in parts.enumerate() {
         cache.read_raw(range, i / shape.n_kv_heads, i % shape.n_kv_heads, keys, values)?;
     }
-    let (keys, values) = (KvBuffer::from_f32(&keys, kv_type), KvBuffer::from_f32(&values, kv_type));
-    Ok(BlockKv::new(shape, n_tokens, keys, values).map_err(everstream_memory::MemoryError::from)?)
+    let kv = BlockKv::new(shape, n_tokens, &keys, &values, kv_type);
+    Ok(kv.map_err(everstream_memory::MemoryError::from)?)
 }
 
 fn most_common_role(tokens: &[OpenToken]) -> Role {

@@ -10,22 +10,13 @@ use crate::embed::EmbedError;
 use crate::gate::Gate;
 use crate::index::IndexError;
 use crate::kv::KvShape;
-use crate::store::StoreError;
+use crate::store::{StoreError, check_name};
 use crate::strategy::{Nearest, Strategy};
 
 /// Why the memory did not do what it was asked.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// A session's name becomes the name of a folder.
-    #[error(
-        "session name {name:?}: use 1 to {} letters, digits, `.`, `_` and `-`, not starting with `.`",
-        MemoryConfig::MAX_SESSION_BYTES
-    )]
-    SessionName {
-        /// The name that was refused.
-        name: String,
-    },
     /// Blocks that wait for their embedding need room for one at least.
     #[error("embedding 0 blocks at a time: use 1 or more")]
     ZeroBatch,
@@ -115,9 +106,6 @@ pub struct MemoryConfig {
 }
 
 impl MemoryConfig {
-    /// The longest name of a session.
-    pub const MAX_SESSION_BYTES: usize = 64;
-
     /// Default block sizes and gate, the [`Nearest`] strategy, 16 blocks to a batch.
     #[must_use]
     pub fn new(session: &str, shape: KvShape) -> Self {
@@ -132,12 +120,7 @@ impl MemoryConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), MemoryError> {
-        let name = self.session.as_str();
-        let allowed = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let short = (1..=Self::MAX_SESSION_BYTES).contains(&name.len());
-        if !short || name.starts_with('.') || !name.chars().all(allowed) {
-            return Err(MemoryError::SessionName { name: name.to_owned() });
-        }
+        check_name(&self.session)?;
         if self.embed_batch == 0 {
             return Err(MemoryError::ZeroBatch);
         }
@@ -171,4 +154,6 @@ pub struct MemoryStats {
     pub gated_blocks_total: u64,
     /// Blocks that did not fit.
     pub skipped_blocks_total: u64,
+    /// Blocks that were damaged.
+    pub unreadable_blocks_total: u64,
 }

@@ -20,7 +20,7 @@ use crate::embed::Embedder;
 use crate::gate::Gate;
 use crate::index::{Hit, VectorIndex};
 use crate::recall::{NotRecalled, Recall, RecallRequest, RecalledBlock};
-use crate::store::{BlockMeta, BlockStore};
+use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
 
 pub use config::{MemoryConfig, MemoryError, MemoryStats};
@@ -28,8 +28,10 @@ pub use config::{MemoryConfig, MemoryError, MemoryStats};
 /// A block that a person's search found.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The block, with its text, range and source.
-    pub block: Arc<Block>,
+    /// Its range, role, source and time.
+    pub meta: BlockMeta,
+    /// What it says.
+    pub text: BlockText,
     /// Its distance from the query.
     pub distance: f32,
 }
@@ -101,8 +103,9 @@ impl Memory {
         if self.order.contains_key(&id) {
             return Ok(id);
         }
-        self.store.append(block.clone())?;
-        self.register(self.store.metas().len() - 1, &block);
+        let meta = BlockMeta::from(&*block);
+        self.store.append(block)?;
+        self.register(self.store.metas().len() - 1, &meta);
         Ok(id)
     }
 
@@ -125,22 +128,33 @@ impl Memory {
     fn flush_batch(&mut self) -> Result<usize, MemoryError> {
         let orders: Vec<usize> =
             self.pending.iter().copied().take(self.config.embed_batch).collect();
-        let blocks: Vec<Arc<Block>> =
-            orders.iter().map(|&order| self.store.get(order)).collect::<Result<_, _>>()?;
-        // A branch may have embedded some of them.
-        let bare: Vec<&Block> =
-            blocks.iter().map(|b| &**b).filter(|b| b.embedding().is_none()).collect();
-        let texts: Vec<&str> = bare.iter().map(|block| block.text()).collect();
-        for (block, embedding) in bare.iter().zip(self.embed(&texts)?) {
-            block.fill_embedding(embedding);
+        let mut embeddings = self.known_embeddings(&orders)?;
+        let bare: Vec<usize> = (0..orders.len()).filter(|&i| embeddings[i].is_none()).collect();
+        let texts: Vec<BlockText> =
+            bare.iter().map(|&i| self.store.text(orders[i])).collect::<Result<_, _>>()?;
+        let texts: Vec<&str> = texts.iter().map(|block| block.text.as_str()).collect();
+        for (&i, embedding) in bare.iter().zip(self.embed(&texts)?) {
+            self.store.set_embedding(orders[i], &embedding)?;
+            embeddings[i] = Some(embedding);
         }
-        for (&order, block) in orders.iter().zip(&blocks) {
-            let embedding = block.embedding().expect("all of the batch are embedded by now");
-            self.store.set_embedding(order, embedding)?;
-            self.index.add(block.id(), embedding)?;
+        for (&order, embedding) in orders.iter().zip(&embeddings) {
+            let meta = &self.store.metas()[order];
+            if let Some(embedding) = embedding.as_ref().filter(|_| !meta.is_forgotten) {
+                self.index.add(meta.id, embedding)?;
+            }
             self.pending.pop_front();
         }
-        Ok(blocks.len())
+        Ok(orders.len())
+    }
+
+    /// Embeddings that a branch or an earlier process has made. A forgotten block needs none, and
+    /// an empty one stands for it.
+    fn known_embeddings(&self, orders: &[usize]) -> Result<Vec<Option<Vec<f32>>>, MemoryError> {
+        let known = |&order: &usize| match self.store.embedding(order) {
+            Err(StoreError::Forgotten { .. }) => Ok(Some(Vec::new())),
+            known => known,
+        };
+        Ok(orders.iter().map(known).collect::<Result<_, _>>()?)
     }
 
     /// Finds what has left the window and is relevant to the query. Waits until every block is
@@ -179,8 +193,14 @@ impl Memory {
         self.flush()?;
         let embedding = self.embed_query(query)?;
         let mut hits = Vec::new();
-        self.index.search(&embedding, n, &|id| self.order.contains_key(&id), &mut hits)?;
-        hits.iter().map(|hit| Ok(Found { block: self.get(hit)?, distance: hit.distance })).collect()
+        let is_held = |id| self.order.get(&id).is_some_and(|&order| self.is_held(order));
+        self.index.search(&embedding, n, &is_held, &mut hits)?;
+        let found = |hit: &Hit| {
+            let order = self.order_of(hit);
+            let (meta, text) = (self.store.metas()[order].clone(), self.store.text(order)?);
+            Ok(Found { meta, text, distance: hit.distance })
+        };
+        hits.iter().map(found).collect()
     }
 
     /// A memory with the same blocks, shared and not copied, that goes its own way from here: one
@@ -217,6 +237,35 @@ impl Memory {
         Ok(self.store.get(order)?)
     }
 
+    /// Forgets all blocks with tokens in `range`: nothing of them is found or recalled any more.
+    /// Returns the ranges of the blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Store`]; blocks before the one that failed are forgotten.
+    pub fn forget(&mut self, range: &Range<TokenPos>) -> Result<Vec<Range<TokenPos>>, MemoryError> {
+        let overlaps =
+            |meta: &BlockMeta| meta.range.start < range.end && range.start < meta.range.end;
+        let orders: Vec<usize> = (0..self.store.metas().len())
+            .filter(|&order| self.is_held(order) && overlaps(&self.store.metas()[order]))
+            .collect();
+        let mut forgotten = Vec::new();
+        for order in orders {
+            self.store.forget(order)?;
+            forgotten.push(self.store.metas()[order].range.clone());
+        }
+        Ok(forgotten)
+    }
+
+    /// Waits until all that was remembered would survive a power failure, as far as the store can.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Store`].
+    pub fn sync(&mut self) -> Result<(), MemoryError> {
+        Ok(self.store.sync()?)
+    }
+
     /// Settings it was made with.
     #[must_use]
     pub fn config(&self) -> &MemoryConfig {
@@ -233,22 +282,30 @@ impl Memory {
         self.config.strategy = strategy;
     }
 
-    /// What it holds and what it has done.
+    /// What it holds and what it has done. Looks at every block.
     #[must_use]
     pub fn stats(&self) -> MemoryStats {
+        let held = || self.store.metas().iter().filter(|meta| !meta.is_forgotten);
         MemoryStats {
-            n_blocks: self.store.metas().len(),
+            n_blocks: held().count(),
+            n_tokens: held().map(BlockMeta::n_tokens).sum(),
+            kv_bytes: held().map(|meta| meta.kv_bytes).sum(),
             n_indexed: self.index.len(),
             n_pending: self.pending.len(),
             ..self.stats
         }
     }
 
+    /// Blocks that wait for their embedding.
+    #[must_use]
+    pub fn n_pending(&self) -> usize {
+        self.pending.len()
+    }
+
     fn adopt_stored_blocks(&mut self) -> Result<(), MemoryError> {
-        for order in 0..self.store.metas().len() {
-            let block = self.store.get(order)?;
-            self.check_block(&block)?;
-            self.register(order, &block);
+        let metas = self.store.metas().to_vec();
+        for (order, meta) in metas.iter().enumerate() {
+            self.register(order, meta);
         }
         self.flush()?;
         Ok(())
@@ -266,11 +323,13 @@ impl Memory {
         Ok(())
     }
 
-    fn register(&mut self, order: usize, block: &Block) {
-        Arc::make_mut(&mut self.order).insert(block.id(), order);
-        self.stats.n_tokens += block.tokens().len();
-        self.stats.kv_bytes += block.kv().bytes();
+    fn register(&mut self, order: usize, meta: &BlockMeta) {
+        Arc::make_mut(&mut self.order).insert(meta.id, order);
         self.pending.push_back(order);
+    }
+
+    fn is_held(&self, order: usize) -> bool {
+        self.store.metas().get(order).is_some_and(|meta| !meta.is_forgotten)
     }
 
     fn embed_query(&mut self, query: &str) -> Result<Vec<f32>, MemoryError> {
@@ -318,7 +377,7 @@ impl Memory {
 
     fn eligible_part(&self, request: &RecallRequest<'_>, id: BlockId) -> Option<Range<TokenPos>> {
         let meta = self.store.metas().get(*self.order.get(&id)?)?;
-        request.part_of(&meta.range)
+        if meta.is_forgotten { None } else { request.part_of(&meta.range) }
     }
 
     /// Sorts what was proposed into recalled, gated and skipped.
@@ -339,18 +398,26 @@ impl Memory {
             } else if n_tokens > tokens_left {
                 recall.skipped.push(NotRecalled { id: hit.id, part, distance });
             } else {
-                tokens_left -= n_tokens;
-                recall.blocks.push(RecalledBlock { block: self.get(hit)?, part, distance });
+                match self.store.get(self.order_of(hit)) {
+                    Ok(block) => {
+                        tokens_left -= n_tokens;
+                        recall.blocks.push(RecalledBlock { block, part, distance });
+                    }
+                    // Damage costs the block that it hit, and nothing else.
+                    Err(StoreError::Damaged { .. }) => {
+                        recall.unreadable.push(NotRecalled { id: hit.id, part, distance });
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         recall.sort(request.order);
         Ok(recall)
     }
 
-    fn get(&self, hit: &Hit) -> Result<Arc<Block>, MemoryError> {
-        let n_blocks = self.store.metas().len();
-        let order = self.order.get(&hit.id).copied().unwrap_or(n_blocks);
-        Ok(self.store.get(order)?)
+    /// The number of a block that was found; one that is no block's for an unknown one.
+    fn order_of(&self, hit: &Hit) -> usize {
+        self.order.get(&hit.id).copied().unwrap_or(usize::MAX)
     }
 
     fn count(&mut self, recall: &Recall) {
@@ -359,5 +426,6 @@ impl Memory {
         self.stats.recalled_tokens_total += recall.n_tokens() as u64;
         self.stats.gated_blocks_total += recall.gated.len() as u64;
         self.stats.skipped_blocks_total += recall.skipped.len() as u64;
+        self.stats.unreadable_blocks_total += recall.unreadable.len() as u64;
     }
 }

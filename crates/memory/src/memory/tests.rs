@@ -158,7 +158,7 @@ fn people_search_without_gate_and_window() {
     let mut memory = filled();
     memory.set_gate(Gate { max_distance: Some(0.0) });
     let found = memory.search("the ferry", 2).unwrap();
-    assert_eq!(found[0].block.text(), TEXTS[3]);
+    assert_eq!(found[0].text.text, TEXTS[3]);
     assert_eq!(found.len(), 2);
     assert!(found[0].distance <= found[1].distance);
     assert_eq!(memory.search("the ferry", 99).unwrap().len(), 5);
@@ -204,8 +204,8 @@ impl KvShapeOf {
     }
 
     fn kv(&self, n_tokens: usize) -> crate::kv::BlockKv {
-        let zeros = || crate::kv::KvBuffer::F32(vec![0.0; self.0.components(n_tokens).unwrap()]);
-        crate::kv::BlockKv::new(self.0, n_tokens, zeros(), zeros()).unwrap()
+        let zeros = vec![0.0; self.0.components(n_tokens).unwrap()];
+        crate::kv::BlockKv::new(self.0, n_tokens, &zeros, &zeros, crate::kv::KvType::F32).unwrap()
     }
 }
 
@@ -224,7 +224,10 @@ fn settings_are_checked() {
     for name in ["", ".", "..", "a/b", "a\\b", "a b", "a\0", &"x".repeat(65)] {
         let config = MemoryConfig { session: name.to_owned(), ..config() };
         let made = Memory::new(config, Box::new(RamStore::new()), index(), Arc::new(HashEmbedder));
-        assert!(matches!(made, Err(MemoryError::SessionName { .. })), "{name:?}");
+        assert!(
+            matches!(made, Err(MemoryError::Store(StoreError::SessionName { .. }))),
+            "{name:?}"
+        );
     }
     let zero = MemoryConfig { embed_batch: 0, ..config() };
     let make = |config, index| {
@@ -396,7 +399,7 @@ fn branches_share_blocks_and_embeddings_and_go_their_own_way() {
     right.remember(new_block(104..130, "Right found a red kite.")).unwrap();
     let ends = |memory: &mut Memory| {
         let found = memory.search("red kite", 1).unwrap();
-        found[0].block.range().end.0
+        found[0].meta.range.end.0
     };
     assert_eq!((ends(&mut left), ends(&mut right)), (120, 130));
     assert_eq!(trunk.stats().n_blocks, 5);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use everstream_kv_cache::TokenPos;
 
-use super::{BlockMeta, BlockStore, RamStore, StoreError};
+use super::{BlockMeta, BlockStore, BlockText, RamStore, StoreError};
 use crate::block::{Block, BlockId};
 use crate::testing::{new_block, session};
 
@@ -22,6 +22,7 @@ pub(crate) fn run(make: &dyn Fn() -> Box<dyn BlockStore>) {
     gives_back_what_was_appended(make());
     refuses_what_is_out_of_order(make());
     keeps_the_first_embedding(make());
+    forgets(make());
     branches_go_their_own_way(make());
 }
 
@@ -40,8 +41,11 @@ fn gives_back_what_was_appended(mut store: Box<dyn BlockStore>) {
         assert_eq!(found.text(), block.text());
         assert_eq!(found.kv(), block.kv());
         assert_eq!(found.session(), block.session());
-        assert_eq!(found.embedding(), None);
+        let text = BlockText { tokens: block.tokens().to_vec(), text: block.text().to_owned() };
+        assert_eq!(store.text(order).unwrap(), text);
+        assert_eq!(store.embedding(order).unwrap(), None);
     }
+    store.sync().unwrap();
     let missing = store.get(3).unwrap_err();
     assert!(matches!(missing, StoreError::NoSuchBlock { order: 3, n_blocks: 3 }));
 }
@@ -61,11 +65,39 @@ fn keeps_the_first_embedding(mut store: Box<dyn BlockStore>) {
     store.append(block(0..16)).unwrap();
     store.set_embedding(0, &[1.0, 2.0]).unwrap();
     store.set_embedding(0, &[3.0, 4.0]).unwrap();
-    assert_eq!(store.get(0).unwrap().embedding(), Some(&[1.0, 2.0][..]));
+    assert_eq!(store.embedding(0).unwrap(), Some(vec![1.0, 2.0]));
+    store.sync().unwrap();
+    assert_eq!(store.embedding(0).unwrap(), Some(vec![1.0, 2.0]));
     assert!(matches!(
         store.set_embedding(1, &[1.0, 2.0]),
         Err(StoreError::NoSuchBlock { order: 1, n_blocks: 1 })
     ));
+}
+
+fn forgets(mut store: Box<dyn BlockStore>) {
+    for range in [0..16, 16..32, 32..48] {
+        store.append(block(range)).unwrap();
+    }
+    store.set_embedding(1, &[1.0]).unwrap();
+    let branch = store.branch().unwrap();
+    store.forget(1).unwrap();
+    let forgotten: Vec<bool> = store.metas().iter().map(|meta| meta.is_forgotten).collect();
+    assert_eq!(forgotten, [false, true, false]);
+    for gone in [
+        store.get(1).map(drop),
+        store.text(1).map(drop),
+        store.embedding(1).map(drop),
+        store.set_embedding(1, &[1.0]),
+        store.forget(1),
+    ] {
+        assert!(matches!(gone, Err(StoreError::Forgotten { order: 1 })));
+    }
+    assert!(matches!(store.forget(3), Err(StoreError::NoSuchBlock { order: 3, n_blocks: 3 })));
+    assert_eq!(store.get(2).unwrap().id(), block(32..48).id());
+    assert_eq!(branch.metas()[1].id, block(16..32).id());
+    assert!(!branch.metas()[1].is_forgotten);
+    store.append(block(48..64)).unwrap();
+    assert_eq!(store.get(3).unwrap().id(), block(48..64).id());
 }
 
 fn branches_go_their_own_way(mut store: Box<dyn BlockStore>) {
@@ -121,6 +153,23 @@ impl BlockStore for FailingStore {
         self.inner.get(order)
     }
 
+    fn text(&self, order: usize) -> Result<BlockText, StoreError> {
+        self.inner.text(order)
+    }
+
+    fn embedding(&self, order: usize) -> Result<Option<Vec<f32>>, StoreError> {
+        self.inner.embedding(order)
+    }
+
+    fn forget(&mut self, order: usize) -> Result<(), StoreError> {
+        self.write(order)?;
+        self.inner.forget(order)
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.inner.sync()
+    }
+
     fn metas(&self) -> &[BlockMeta] {
         self.inner.metas()
     }
@@ -158,7 +207,7 @@ fn a_failed_write_changes_nothing_and_may_be_repeated() {
             }
             if store.set_embedding(order, &[1.0]).is_err() {
                 failures += 1;
-                assert_eq!(store.get(order).unwrap().embedding(), None);
+                assert_eq!(store.embedding(order).unwrap(), None);
                 store.set_embedding(order, &[1.0]).unwrap();
             }
         }

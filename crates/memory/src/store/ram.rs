@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{BlockMeta, BlockStore, StoreError, check_order};
+use super::{BlockMeta, BlockStore, BlockText, StoreError, check_held, check_order};
 use crate::block::Block;
 
 /// Keeps blocks in RAM. Good for tests, for short streams and as the oracle of other stores; bad
 /// for long streams, since a token of a small model takes 12 to 29 KB.
 #[derive(Clone, Debug, Default)]
 pub struct RamStore {
-    blocks: Vec<Arc<Block>>,
+    /// `None` for what was forgotten.
+    blocks: Vec<Option<Arc<Block>>>,
     metas: Vec<BlockMeta>,
 }
 
@@ -21,8 +22,8 @@ impl RamStore {
     }
 
     fn block(&self, order: usize) -> Result<&Arc<Block>, StoreError> {
-        let n_blocks = self.blocks.len();
-        self.blocks.get(order).ok_or(StoreError::NoSuchBlock { order, n_blocks })
+        check_held(&self.metas, order)?;
+        self.blocks[order].as_ref().ok_or(StoreError::Forgotten { order })
     }
 }
 
@@ -30,7 +31,7 @@ impl BlockStore for RamStore {
     fn append(&mut self, block: Arc<Block>) -> Result<(), StoreError> {
         check_order(&self.metas, &block)?;
         self.metas.push(BlockMeta::from(block.as_ref()));
-        self.blocks.push(block);
+        self.blocks.push(Some(block));
         Ok(())
     }
 
@@ -41,6 +42,26 @@ impl BlockStore for RamStore {
 
     fn get(&self, order: usize) -> Result<Arc<Block>, StoreError> {
         self.block(order).cloned()
+    }
+
+    fn text(&self, order: usize) -> Result<BlockText, StoreError> {
+        let block = self.block(order)?;
+        Ok(BlockText { tokens: block.tokens().to_vec(), text: block.text().to_owned() })
+    }
+
+    fn embedding(&self, order: usize) -> Result<Option<Vec<f32>>, StoreError> {
+        Ok(self.block(order)?.embedding().map(<[f32]>::to_vec))
+    }
+
+    fn forget(&mut self, order: usize) -> Result<(), StoreError> {
+        self.block(order)?;
+        self.blocks[order] = None;
+        self.metas[order].is_forgotten = true;
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn metas(&self) -> &[BlockMeta] {

@@ -39,6 +39,7 @@ impl World {
             world.index.add(id, &vector).unwrap();
             world.vectors.insert(id, vector);
             world.metas.push(BlockMeta {
+                is_forgotten: false,
                 id,
                 range: positions(20 * i..20 * i + 20),
                 role: Role::Document,

@@ -172,9 +172,9 @@ fn search(session: &mut Session, query: &str) -> anyhow::Result<String> {
     }
     let mut text = String::new();
     for found in session.search(query, N_FOUND)? {
-        let (block, range) = (&found.block, found.block.range());
-        let source = block.source().map_or(String::new(), |s| format!("{}:{} ", s.file, s.line));
-        let words = output::first_words(block.text(), SHOWN_CHARS);
+        let (source, range) = (&found.meta.source, &found.meta.range);
+        let source = source.as_ref().map_or(String::new(), |s| format!("{}:{} ", s.file, s.line));
+        let words = output::first_words(&found.text.text, SHOWN_CHARS);
         let (start, end) = (range.start.0, range.end.0);
         let _ =
             writeln!(text, "distance {:.3}, tokens {start}..{end} {source}{words}", found.distance);

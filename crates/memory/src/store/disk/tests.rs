@@ -1,0 +1,511 @@
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::contract;
+use crate::testing::new_block;
+
+fn maker(weights: u8) -> Maker {
+    Maker { model: format!("model {weights}"), weights: [weights; 32], ..Maker::default() }
+}
+
+/// Small segments, so that a few blocks fill several, and nothing hot, so that all is read.
+fn options() -> DiskOptions {
+    DiskOptions {
+        maker: Some(maker(1)),
+        segment_bytes: 2000,
+        hot_bytes: 0,
+        ..DiskOptions::default()
+    }
+}
+
+fn open_with(data: &Path, options: DiskOptions) -> Result<DiskStore, StoreError> {
+    DiskStore::open(Arc::new(SessionFolder::create(data, "test")?), options)
+}
+
+fn open(data: &Path) -> DiskStore {
+    open_with(data, options()).unwrap()
+}
+
+fn block(range: Range<u64>) -> Arc<Block> {
+    let text = format!("what tokens {range:?} say");
+    Arc::new(Block::new(Arc::from("test"), new_block(range, &text)).unwrap())
+}
+
+/// Ranges of `n` blocks of 16 tokens each, from token 4 on.
+fn ranges(n: u64) -> Vec<Range<u64>> {
+    (0..n).map(|i| 4 + 16 * i..20 + 16 * i).collect()
+}
+
+fn filled(data: &Path, n_blocks: u64) -> DiskStore {
+    let mut store = open(data);
+    for (order, range) in ranges(n_blocks).into_iter().enumerate() {
+        store.append(block(range)).unwrap();
+        store.set_embedding(order, &[order as f32, 1.0]).unwrap();
+    }
+    store
+}
+
+fn starts(store: &DiskStore) -> Vec<u64> {
+    let held = store.metas().iter().filter(|meta| !meta.is_forgotten);
+    held.map(|meta| meta.range.start.0).collect()
+}
+
+/// Everything that is given back is what was appended; returns the first tokens of the blocks that
+/// are not given back.
+fn missing(store: &DiskStore, expected: &[Range<u64>]) -> Vec<u64> {
+    let mut missing = Vec::new();
+    for range in expected {
+        let order = store.metas().iter().position(|meta| meta.range.start.0 == range.start);
+        match order.map(|order| store.get(order)) {
+            Some(Ok(found)) => {
+                let expected = block(range.clone());
+                assert_eq!((found.id(), found.kv()), (expected.id(), expected.kv()));
+                assert_eq!((found.tokens(), found.text()), (expected.tokens(), expected.text()));
+                assert_eq!(BlockMeta::from(&*found), BlockMeta::from(&*expected));
+            }
+            None | Some(Err(StoreError::Damaged { .. })) => missing.push(range.start),
+            Some(Err(error)) => panic!("{error}"),
+        }
+    }
+    missing
+}
+
+fn holds(store: &DiskStore, range: Range<u64>) -> bool {
+    missing(store, std::slice::from_ref(&range)).is_empty()
+}
+
+fn segment_files(data: &Path) -> Vec<PathBuf> {
+    let blocks = SessionFolder::path_of(data, "test").join("blocks");
+    let numbers = segment::list(&blocks).unwrap();
+    numbers.into_iter().map(|number| segment::path(&blocks, number)).collect()
+}
+
+fn catalog_file(data: &Path) -> PathBuf {
+    SessionFolder::path_of(data, "test").join("catalog")
+}
+
+/// A copy of a data directory, as another start finds it.
+fn copy(from: &Path) -> TempDir {
+    let to = tempfile::tempdir().unwrap();
+    copy_files(from, to.path());
+    to
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs_err::create_dir_all(to).unwrap();
+    for entry in fs_err::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        match path.is_dir() {
+            true => copy_files(&path, &to),
+            false => drop(fs_err::copy(path, to).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn it_keeps_the_contract() {
+    let folders = std::cell::RefCell::new(Vec::new());
+    contract::run(&|| {
+        let data = tempfile::tempdir().unwrap();
+        let store = open(data.path());
+        folders.borrow_mut().push(data);
+        Box::new(store)
+    });
+}
+
+#[test]
+fn its_branches_keep_the_contract() {
+    let folders = std::cell::RefCell::new(Vec::new());
+    contract::run(&|| {
+        let data = tempfile::tempdir().unwrap();
+        let branch = open(data.path()).branch().unwrap();
+        folders.borrow_mut().push(data);
+        branch
+    });
+}
+
+#[test]
+fn a_branch_reads_the_past_and_keeps_what_is_new_to_itself() {
+    let data = tempfile::tempdir().unwrap();
+    let mut store = filled(data.path(), 5);
+    let mut branch = store.branch().unwrap();
+    branch.append(block(84..100)).unwrap();
+    store.append(block(84..110)).unwrap();
+    branch.set_embedding(5, &[9.0, 9.0]).unwrap();
+    branch.forget(0).unwrap();
+    assert_eq!(branch.get(1).unwrap().kv(), block(20..36).kv());
+    assert_eq!(branch.embedding(1).unwrap(), Some(vec![1.0, 1.0]));
+    assert_eq!(branch.get(5).unwrap().range().end, TokenPos(100));
+    assert!(matches!(branch.get(0), Err(StoreError::Forgotten { order: 0 })));
+    assert_eq!(store.get(5).unwrap().range().end, TokenPos(110));
+    assert_eq!(store.get(0).unwrap().id(), block(4..20).id());
+    drop(branch);
+    drop(store);
+    assert_eq!(starts(&open(data.path())), [4, 20, 36, 52, 68, 84]);
+}
+
+#[test]
+fn all_is_there_after_a_restart() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 9));
+    assert!(segment_files(data.path()).len() > 2, "several segments");
+    let store = open(data.path());
+    assert_eq!(missing(&store, &ranges(9)), [0; 0]);
+    assert_eq!(store.damage(), []);
+    for order in 0..9 {
+        assert_eq!(store.embedding(order).unwrap(), Some(vec![order as f32, 1.0]));
+        assert_eq!(store.text(order).unwrap().text, store.get(order).unwrap().text());
+    }
+}
+
+/// The process ends: what the store holds in RAM is gone, what it wrote is not.
+#[test]
+fn all_is_there_if_the_process_just_ended() {
+    let data = tempfile::tempdir().unwrap();
+    let store = filled(data.path(), 9);
+    let copy = copy(data.path());
+    drop(store);
+    let store = open(copy.path());
+    assert_eq!(missing(&store, &ranges(9)), [0; 0]);
+    assert_eq!(store.embedding(0).unwrap(), None, "embeddings are made again");
+}
+
+#[test]
+fn a_lost_catalogue_is_made_again() {
+    let data = tempfile::tempdir().unwrap();
+    let mut store = filled(data.path(), 9);
+    store.forget(3).unwrap();
+    drop(store);
+    fs_err::remove_file(catalog_file(data.path())).unwrap();
+    let store = open(data.path());
+    assert_eq!(starts(&store), [4, 20, 36, 68, 84, 100, 116, 132]);
+    assert_eq!(missing(&store, &ranges(9)), [52]);
+}
+
+/// The newest segment ends at any byte, with a catalogue that knows all, some or nothing of it.
+#[test]
+fn a_segment_may_end_anywhere() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, n) = (filled(data.path(), 9), 9);
+    let without_catalog = copy(data.path());
+    drop(store);
+    let last = segment_files(data.path()).pop().unwrap();
+    let len = fs_err::metadata(&last).unwrap().len();
+    for from in [data.path(), without_catalog.path()] {
+        let whole = starts(&open(copy(from).path()));
+        for cut in (0..len).step_by(7) {
+            let copy = copy(from);
+            let last = segment_files(copy.path()).pop().unwrap();
+            fs_err::OpenOptions::new().write(true).open(&last).unwrap().set_len(cut).unwrap();
+            let mut store = open(copy.path());
+            let found = starts(&store);
+            assert_eq!(found, whole[..found.len()], "a beginning of what was there");
+            assert_eq!(missing(&store, &ranges(n)), whole[found.len()..]);
+            // It goes on, and what is appended now is there after the next start.
+            let end = store.metas().last().map_or(4, |meta| meta.range.end.0);
+            store.append(block(end..end + 20)).unwrap();
+            drop(store);
+            let store = open(copy.path());
+            assert_eq!(starts(&store), [&found[..], &[end]].concat());
+            assert!(holds(&store, end..end + 20));
+            assert_eq!(store.damage(), [], "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn any_damaged_byte_of_a_segment_costs_its_block_only() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 4));
+    let with_catalog = copy(data.path());
+    fs_err::remove_file(catalog_file(data.path())).unwrap();
+    for (from, step) in [(with_catalog.path(), 1), (data.path(), 1)] {
+        for (file, path) in segment_files(from).iter().enumerate() {
+            let good = fs_err::read(path).unwrap();
+            for at in (0..good.len()).step_by(step) {
+                let copy = copy(from);
+                let mut bad = good.clone();
+                bad[at] ^= 1 << (at % 8);
+                fs_err::write(&segment_files(copy.path())[file], &bad).unwrap();
+                let mut store = open(copy.path());
+                let missing_now = missing(&store, &ranges(4));
+                assert!(missing_now.len() <= 1, "byte {at} of segment {file} cost {missing_now:?}");
+                let reported = store.verify(&mut |_| {}).unwrap();
+                // A header, or a prefix of which the catalogue knows better, may be damaged as well.
+                assert!(missing_now.is_empty() || !reported.is_empty(), "byte {at}: not reported");
+                store.append(block(68..84)).unwrap();
+                assert!(holds(&store, 68..84));
+            }
+        }
+    }
+}
+
+/// The catalogue can always be made again, so no damage to it costs anything.
+#[test]
+fn a_damaged_catalogue_costs_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 4));
+    let good = fs_err::read(catalog_file(data.path())).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        check_catalog(data.path(), &bad);
+    }
+    for len in 0..good.len() {
+        check_catalog(data.path(), &good[..len]);
+    }
+    check_catalog(data.path(), b"no catalogue at all, but longer than the prefix of a record");
+}
+
+fn check_catalog(data: &Path, catalog: &[u8]) {
+    let copy = copy(data);
+    fs_err::write(catalog_file(copy.path()), catalog).unwrap();
+    let store = open(copy.path());
+    assert_eq!(missing(&store, &ranges(4)), [0; 0]);
+    for order in 0..4 {
+        let embedding = store.embedding(order).unwrap();
+        assert!(embedding.is_none_or(|e| e == [order as f32, 1.0]));
+        assert_eq!(store.text(order).unwrap().text, block(ranges(4)[order].clone()).text());
+    }
+}
+
+/// The n-th byte does not fit: nothing of that block arrives, all others do, and it may be tried
+/// again.
+#[test]
+fn a_write_that_fails_leaves_nothing_behind() {
+    for n_bytes in (0..4000).step_by(97) {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = open(data.path());
+        segment::fail::after(Some(n_bytes));
+        let mut failures = 0;
+        for (order, range) in ranges(6).into_iter().enumerate() {
+            if let Err(error) = store.append(block(range.clone())) {
+                assert!(matches!(error, StoreError::File(_)), "{error}");
+                failures += 1;
+                assert_eq!(store.metas().len(), order);
+                let copy = copy(data.path());
+                let reopened = open(copy.path());
+                assert_eq!(missing(&reopened, &ranges(order as u64)), [0; 0]);
+                assert_eq!((reopened.metas().len(), reopened.damage()), (order, &[][..]));
+                store.append(block(range)).unwrap();
+            }
+        }
+        segment::fail::after(None);
+        assert_eq!(failures, 1, "at byte {n_bytes}");
+        drop(store);
+        let store = open(data.path());
+        assert_eq!((missing(&store, &ranges(6)), store.damage()), (vec![], &[][..]));
+    }
+}
+
+#[test]
+fn what_is_forgotten_is_gone_and_compacting_takes_it_off_the_disk() {
+    let data = tempfile::tempdir().unwrap();
+    let mut store = filled(data.path(), 9);
+    for order in [1, 4, 5] {
+        store.forget(order).unwrap();
+        assert!(matches!(store.get(order), Err(StoreError::Forgotten { .. })));
+        assert!(matches!(store.text(order), Err(StoreError::Forgotten { .. })));
+        assert!(matches!(store.embedding(order), Err(StoreError::Forgotten { .. })));
+        assert!(matches!(store.forget(order), Err(StoreError::Forgotten { .. })));
+    }
+    drop(store);
+    let left = [4, 36, 52, 100, 116, 132];
+    let store = open(data.path());
+    assert_eq!(starts(&store), left);
+    let secret = b"what tokens 20..36 say";
+    let is_on_disk = |secret: &[u8]| {
+        let files = segment_files(data.path());
+        let bytes: Vec<u8> = files.iter().flat_map(|path| fs_err::read(path).unwrap()).collect();
+        bytes.windows(secret.len()).any(|window| window == secret)
+    };
+    assert!(is_on_disk(secret));
+    let (mut store, compacted) = store.compact().unwrap();
+    assert!(!is_on_disk(secret));
+    assert!(compacted.bytes_after < compacted.bytes_before && compacted.n_segments > 0);
+    assert_eq!(starts(&store), left);
+    assert_eq!(missing(&store, &ranges(9)), [20, 68, 84]);
+    assert_eq!(store.embedding(1).unwrap(), Some(vec![2.0, 1.0]), "embeddings stay");
+    assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
+    store.append(block(148..164)).unwrap();
+    let (store, again) = store.compact().unwrap();
+    assert_eq!((again.n_segments, again.bytes_after), (0, again.bytes_before));
+    assert_eq!(starts(&store), [&left[..], &[148]].concat());
+}
+
+#[test]
+fn compacting_takes_damage_off_the_disk() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 9));
+    let first = &segment_files(data.path())[0];
+    let mut bytes = fs_err::read(first).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs_err::write(first, bytes).unwrap();
+    let store = open(data.path());
+    let damage = store.verify(&mut |_| {}).unwrap();
+    assert_eq!(damage.len(), 1);
+    let lost = damage[0].tokens.clone().unwrap().start.0;
+    let (store, _) = store.compact().unwrap();
+    assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
+    assert_eq!(missing(&store, &ranges(9)), [lost]);
+}
+
+#[test]
+fn a_stream_that_ended_earlier_goes_on_from_there() {
+    let data = tempfile::tempdir().unwrap();
+    let mut store = filled(data.path(), 6);
+    store.forget(5).unwrap();
+    store.truncate(TokenPos(60)).unwrap();
+    assert_eq!(starts(&store), [4, 20, 36]);
+    store.append(block(52..80)).unwrap();
+    drop(store);
+    for rebuild in [false, true] {
+        if rebuild {
+            fs_err::remove_file(catalog_file(data.path())).unwrap();
+        }
+        let store = open(data.path());
+        assert_eq!(starts(&store), [4, 20, 36, 52]);
+        assert_eq!(store.get(3).unwrap().range().end, TokenPos(80));
+        assert_eq!(store.damage(), []);
+    }
+}
+
+#[test]
+fn the_oldest_segment_is_dropped_to_keep_the_limit() {
+    let data = tempfile::tempdir().unwrap();
+    let options = DiskOptions { max_bytes: Some(5000), ..options() };
+    let mut store = open_with(data.path(), options.clone()).unwrap();
+    for range in ranges(40) {
+        store.append(block(range)).unwrap();
+        assert!(store.segment_bytes() <= 5000);
+    }
+    let (left, n_dropped) = (starts(&store), store.n_dropped());
+    assert!(n_dropped > 20 && left.len() == 40 - n_dropped);
+    assert_eq!(left.last(), Some(&(4 + 16 * 39)), "the newest stay");
+    assert!(matches!(store.get(0), Err(StoreError::Forgotten { order: 0 })));
+    drop(store);
+    for rebuild in [false, true] {
+        if rebuild {
+            fs_err::remove_file(catalog_file(data.path())).unwrap();
+        }
+        let store = open_with(data.path(), options.clone()).unwrap();
+        assert_eq!(starts(&store), left);
+        let all = ranges(40);
+        assert_eq!(missing(&store, &all[n_dropped..]), [0; 0]);
+    }
+    let too_little = DiskOptions { max_bytes: Some(3999), ..options };
+    let error = open_with(tempfile::tempdir().unwrap().path(), too_little).unwrap_err();
+    assert!(matches!(error, StoreError::Limit { least: 4000, .. }));
+}
+
+#[test]
+fn another_model_is_refused_and_no_model_needed_to_look() {
+    let data = tempfile::tempdir().unwrap();
+    let nobody = DiskOptions { maker: None, ..options() };
+    let mut store = open_with(data.path(), nobody.clone()).unwrap();
+    assert!(matches!(store.append(block(4..20)), Err(StoreError::NoMaker { .. })));
+    drop(store);
+    drop(filled(data.path(), 2));
+    let other = DiskOptions { maker: Some(maker(2)), ..options() };
+    let error = open_with(data.path(), other).unwrap_err();
+    let expected = "session \"test\" was made by model 1 with another weights: use that model, or another --session";
+    assert_eq!(error.to_string(), expected);
+    let mut store = open_with(data.path(), nobody).unwrap();
+    assert_eq!(store.maker(), Some(&maker(1)));
+    assert_eq!(missing(&store, &ranges(2)), [0; 0]);
+    store.append(block(36..52)).unwrap();
+}
+
+#[test]
+fn another_encoder_embeds_again() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 2));
+    let other = DiskOptions { encoder: "other".to_owned(), ..options() };
+    let store = open_with(data.path(), other).unwrap();
+    assert_eq!(store.embedding(0).unwrap(), None);
+}
+
+#[test]
+fn a_session_belongs_to_one_process() {
+    let data = tempfile::tempdir().unwrap();
+    let store = open(data.path());
+    let error = SessionFolder::create(data.path(), "test").unwrap_err();
+    assert!(matches!(error, StoreError::Locked { .. }));
+    drop(SessionFolder::create(data.path(), "other").unwrap());
+    assert_eq!(SessionFolder::list(data.path()).unwrap(), ["other", "test"]);
+    drop(store);
+    let folder = SessionFolder::open(data.path(), "test").unwrap();
+    folder.remove().unwrap();
+    let gone = SessionFolder::open(data.path(), "test").unwrap_err();
+    assert!(matches!(gone, StoreError::NoSession { .. }));
+}
+
+#[test]
+fn names_that_are_no_folder_are_refused() {
+    let data = tempfile::tempdir().unwrap();
+    for name in ["", ".", "..", "a/b", "a\\b", "a b", "a\0", "../x", &"x".repeat(65)] {
+        for open in [SessionFolder::create, SessionFolder::open] {
+            let error = open(data.path(), name).unwrap_err();
+            assert!(matches!(error, StoreError::SessionName { .. }), "{name:?}");
+        }
+    }
+    drop(SessionFolder::create(data.path(), "größe-1.x_y").unwrap());
+}
+
+#[test]
+fn newer_formats_are_refused() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 2));
+    let segment = &segment_files(data.path())[0];
+    let good = fs_err::read(segment).unwrap();
+    let mut newer = Vec::new();
+    record::encode(segment::HEADER, &[9, 0, 0, 0, 1, 2, 3], &[], &mut newer);
+    fs_err::write(segment, newer).unwrap();
+    let error = open_with(data.path(), options()).unwrap_err();
+    assert!(matches!(error, StoreError::Format { ref found, .. } if found == "9"), "{error}");
+    fs_err::write(segment, good).unwrap();
+    fs_err::write(data.path().join("FORMAT"), "everstream data 2\n").unwrap();
+    let error = open_with(data.path(), options()).unwrap_err();
+    assert!(matches!(error, StoreError::Format { .. }));
+    assert!(SessionFolder::list(data.path()).is_err());
+}
+
+/// Root may write anywhere, so this shows nothing where tests run as root.
+#[cfg(unix)]
+#[test]
+fn a_data_directory_that_cannot_be_written_is_an_error() {
+    use std::os::unix::fs::PermissionsExt;
+    let data = tempfile::tempdir().unwrap();
+    let folder = data.path().join("read-only");
+    fs_err::create_dir_all(&folder).unwrap();
+    fs_err::set_permissions(&folder, PermissionsExt::from_mode(0o500)).unwrap();
+    if fs_err::write(folder.join("x"), "").is_err() {
+        let error = SessionFolder::create(&folder, "test").unwrap_err();
+        assert!(matches!(error, StoreError::File(_)), "{error}");
+    }
+    let file = data.path().join("file");
+    fs_err::write(&file, "").unwrap();
+    let error = SessionFolder::create(&file, "test").unwrap_err();
+    assert!(matches!(error, StoreError::File(_)), "{error}");
+}
+
+/// What `docs/FORMAT.md` says of sizes.
+#[test]
+fn records_have_the_documented_size() {
+    let data = tempfile::tempdir().unwrap();
+    let options = DiskOptions { segment_bytes: DEFAULT_SEGMENT_BYTES, ..options() };
+    let mut store = open_with(data.path(), options).unwrap();
+    store.append(block(4..30)).unwrap();
+    let before = store.segment_bytes();
+    let mut new = new_block(30..50, "some text");
+    let name = "notes/today.txt";
+    new.source = Some(crate::block::Source { file: Arc::from(name), line: 3 });
+    let block = Block::new(Arc::from("test"), new).unwrap();
+    let (text, kv) = (block.text().len(), block.kv().bytes());
+    store.append(Arc::new(block)).unwrap();
+    let expected = 95 + 4 * 20 + text + kv + 12 + name.len();
+    assert_eq!(store.segment_bytes() - before, expected as u64);
+}
