@@ -124,6 +124,41 @@ impl HeadBuffers {
         on_rows!(&self.store, rows => read_key(&rows.keys, slot.0 as usize, key));
     }
 
+    /// Appends the numbers of a slot as they are stored, little-endian: rotated key, value, and the
+    /// un-rotated key if there is one.
+    pub(crate) fn save(&self, slot: Slot, out: &mut Vec<u8>) {
+        let (slot, dim) = (slot.0 as usize, self.head_dim);
+        let mut key = vec![0.0; dim];
+        on_rows!(&self.store, rows => {
+            read_key(&rows.keys, slot, &mut key);
+            key.iter().for_each(|&number| Number::write(narrowed(&rows.keys, number), out));
+            let values = &rows.values[slot * dim..][..dim];
+            let raw = slot.checked_sub(self.first_raw).map(|row| row * dim..(row + 1) * dim);
+            let raw = raw.and_then(|range| rows.raw.get(range)).unwrap_or(&[]);
+            values.iter().chain(raw).for_each(|&number| Number::write(number, out));
+        });
+    }
+
+    /// Reads what [`save`](Self::save) wrote; `None` if `bytes` end too early.
+    pub(crate) fn load(&mut self, slot: Slot, bytes: &mut &[u8]) -> Option<()> {
+        let (slot, dim) = (slot.0 as usize, self.head_dim);
+        let mut key = vec![0.0; dim];
+        on_rows!(&mut self.store, rows => {
+            for number in &mut key {
+                *number = widened(&rows.keys, Number::read(bytes)?);
+            }
+            write_key(&mut rows.keys, slot, &key);
+            for number in &mut rows.values[slot * dim..][..dim] {
+                *number = Number::read(bytes)?;
+            }
+            let raw = slot.checked_sub(self.first_raw).map(|row| row * dim..(row + 1) * dim);
+            for number in raw.and_then(|range| rows.raw.get_mut(range)).unwrap_or(&mut []) {
+                *number = Number::read(bytes)?;
+            }
+        });
+        Some(())
+    }
+
     /// Attention of the query heads that share this KV head; see
     /// [`everstream_kernels::attend`].
     pub fn attend(
@@ -147,6 +182,45 @@ impl HeadBuffers {
             Store::F16(rows) => ((rows.keys.len() + rows.values.len()) * 2, rows.raw.len() * 2),
         }
     }
+}
+
+/// A stored number as bytes.
+trait Number: Sized {
+    fn write(self, out: &mut Vec<u8>);
+    fn read(bytes: &mut &[u8]) -> Option<Self>;
+}
+
+impl Number for f32 {
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_le_bytes());
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(Self::from_le_bytes(*number))
+    }
+}
+
+impl Number for f16 {
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_le_bytes());
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(Self::from_le_bytes(*number))
+    }
+}
+
+/// A number of the buffer's type; exact, since it was one before it was widened.
+fn narrowed<E: Element>(_buffer: &[E], number: f32) -> E {
+    E::from_f32(number)
+}
+
+fn widened<E: Element>(_buffer: &[E], number: E) -> f32 {
+    number.to_f32()
 }
 
 fn narrow<E: Element>(from: &[f32], to: &mut [E]) {

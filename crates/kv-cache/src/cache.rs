@@ -6,8 +6,8 @@ use std::sync::Arc;
 use everstream_kernels::{Rope, Rotation};
 
 use crate::{
-    CacheError, EvictionPolicy, HeadBuffers, KvType, Place, RowPlan, Sections, Timeline, TokenPos,
-    range_len,
+    CacheError, EvictionPolicy, HeadBuffers, KvType, Place, RowPlan, Sections, Timeline,
+    TimelineState, TokenPos, range_len,
 };
 
 /// Whether keys are kept before rotation as well: what a memory stores, and what a recall needs to
@@ -239,6 +239,37 @@ impl KvCache {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Appends the numbers of all rows that a later query may see: what, with
+    /// [`Timeline::state`], is needed to continue bit for bit.
+    pub fn save_rows(&self, out: &mut Vec<u8>) {
+        let slots = self.timeline.live_slots();
+        for head in self.layers.iter().flatten() {
+            slots.clone().for_each(|slot| head.save(slot, out));
+        }
+    }
+
+    /// Continues from what was saved: a state, and the rows of [`save_rows`](Self::save_rows).
+    /// This cache must be empty, and of the same configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::State`] if they do not fit this cache.
+    pub fn restore(&mut self, state: &TimelineState, mut rows: &[u8]) -> Result<(), CacheError> {
+        let mut timeline = self.timeline.clone();
+        timeline.restore(state)?;
+        let wrong = || CacheError::State { n_tokens: state.next.0 };
+        for head in self.layers.iter_mut().flatten() {
+            for slot in timeline.live_slots() {
+                head.load(slot, &mut rows).ok_or_else(wrong)?;
+            }
+        }
+        if !rows.is_empty() {
+            return Err(wrong());
+        }
+        self.timeline = timeline;
         Ok(())
     }
 

@@ -58,6 +58,14 @@ pub enum CacheError {
         /// Capacity of the sinks.
         n_sink: usize,
     },
+    /// A saved state that this cache cannot be in.
+    #[error(
+        "a saved state after {n_tokens} tokens does not fit this cache: was it made with other settings?"
+    )]
+    State {
+        /// Tokens of the saved stream.
+        n_tokens: u64,
+    },
     /// Un-rotated keys are needed, and this cache was built without them.
     #[error("this cache keeps no un-rotated keys: build it with RawKeys::Keep")]
     NoRawKeys,

@@ -34,4 +34,4 @@ pub use cache::{CacheConfig, KvCache, KvSource, RawKeys};
 pub use error::CacheError;
 pub use policy::{EvictionPolicy, NeverEvict, SinkWindow};
 pub use position::{RopePos, Slot, TokenPos, range_len};
-pub use timeline::{Place, RowPlan, Sections, Spans, Timeline};
+pub use timeline::{Place, RowPlan, Sections, Spans, Timeline, TimelineState};

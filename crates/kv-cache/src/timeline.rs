@@ -56,6 +56,18 @@ pub struct Sections {
     pub window: usize,
 }
 
+/// What changes of a [`Timeline`] as the stream goes on: what is saved of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of the timeline, whose docs explain them")]
+pub struct TimelineState {
+    pub next: TokenPos,
+    pub floor: TokenPos,
+    pub shift: u64,
+    /// The first token after opened positions, and how many they are.
+    pub gap: Option<(TokenPos, usize)>,
+    pub recalled: Option<(Place, usize)>,
+}
+
 /// Up to [`Spans::MAX`] spans, without allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spans {
@@ -288,6 +300,56 @@ impl Timeline {
         rows.clear();
         rows.extend((0..n_tokens).map(|i| self.row(self.next.after(i))));
         Ok(())
+    }
+
+    /// What is to be saved.
+    #[must_use]
+    pub fn state(&self) -> TimelineState {
+        TimelineState {
+            next: self.next,
+            floor: self.floor,
+            shift: self.shift,
+            gap: self.gap.map(|gap| (gap.at, gap.len)),
+            recalled: self.recalled.map(|recalled| (recalled.place, recalled.len)),
+        }
+    }
+
+    /// Continues from a saved state.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::State`] for one that a timeline of this configuration cannot be in.
+    pub fn restore(&mut self, state: &TimelineState) -> Result<(), CacheError> {
+        let TimelineState { next, floor, shift, gap, recalled } = *state;
+        let fits = recalled.is_none_or(|(_, len)| {
+            len > 0 && len <= self.recall_tokens && next >= self.first_of_window()
+        });
+        let is_gap_right = gap.is_none_or(|(at, len)| {
+            recalled == Some((Place::Near, len)) && at <= next && len as u64 <= shift
+        });
+        // Positions are added to each other; far below the limit nothing wraps.
+        let is_small = next.0 < 1 << 62 && shift < 1 << 62;
+        let is_full = !self.policy.evicts()
+            && next.0 > (self.policy.n_sink() + self.policy.window_tokens()) as u64;
+        if !fits || !is_gap_right || !is_small || is_full || floor > next {
+            return Err(CacheError::State { n_tokens: next.0 });
+        }
+        self.next = next;
+        self.floor = floor;
+        self.shift = shift;
+        self.gap = gap.map(|(at, len)| Gap { at, len });
+        self.recalled = recalled.map(|(place, len)| Recalled { place, len });
+        Ok(())
+    }
+
+    /// The slots of all tokens that a later query may see, in a fixed order.
+    pub fn live_slots(&self) -> impl Iterator<Item = Slot> + Clone + '_ {
+        let Sections { sinks, recalled, .. } = self.sections();
+        let sinks = (0..sinks).map(|i| self.slot(TokenPos(i as u64)));
+        let recalled = (0..recalled).map(|i| self.recalled_slot(i));
+        let oldest = self.oldest_visible(self.next);
+        let window = (0..self.next.since(oldest)).map(move |i| self.slot(oldest.after(i)));
+        sinks.chain(recalled).chain(window)
     }
 
     /// Appends `n_tokens` to the stream.

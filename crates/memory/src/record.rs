@@ -73,6 +73,12 @@ impl Prefix {
     }
 }
 
+/// The checksum that records use.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
 /// Appends a record to `out`.
 ///
 /// # Panics

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
-use everstream_memory::{BlockSizes, Gate, Nearest, RecallOrder, Strategy};
+use everstream_memory::{BlockSizes, Gate, KvType as MemoryType, Nearest, RecallOrder, Strategy};
 
 use crate::SessionError;
 
@@ -74,8 +74,10 @@ pub struct SessionConfig {
     pub chunk_tokens: usize,
     /// Where a `dense` stream ends.
     pub max_tokens: usize,
-    /// Storage type of keys and values.
+    /// Storage type of keys and values in the cache.
     pub kv_type: KvType,
+    /// Storage type of keys and values in the memory, of `remember`.
+    pub memory_type: MemoryType,
     /// How `remember` recalls.
     pub recall: RecallConfig,
 }
@@ -121,6 +123,7 @@ impl Default for SessionConfig {
             chunk_tokens: 256,
             max_tokens: 8192,
             kv_type: KvType::default(),
+            memory_type: MemoryType::default(),
             recall: RecallConfig::default(),
         }
     }

@@ -1,7 +1,7 @@
 //! What can go wrong in a session.
 
 use everstream_kv_cache::CacheError;
-use everstream_memory::MemoryError;
+use everstream_memory::{MemoryError, StoreError};
 use everstream_model::{ForwardError, TemplateError};
 
 /// Why a session did not do what it was asked.
@@ -67,6 +67,51 @@ pub enum SessionError {
         /// Where it is in the text.
         at: usize,
     },
+    /// Settings that differ from those that a saved session was made with.
+    #[error(
+        "this session was made with a {what} of {saved}, not {asked}: leave that setting out, or use another --session"
+    )]
+    Geometry {
+        /// The setting.
+        what: &'static str,
+        /// Its value in the saved session.
+        saved: String,
+        /// The value asked for.
+        asked: String,
+    },
+    /// A policy whose streams cannot be saved.
+    #[error("policy {policy} cannot be saved: use --policy remember, or leave --session out")]
+    NotSaved {
+        /// The policy.
+        policy: crate::Policy,
+    },
+    /// A session whose saved states are all damaged or gone.
+    #[error(
+        "session {session:?}: no saved state can be read; `everstream memory export --session {session}` still gives its text"
+    )]
+    LostState {
+        /// The session.
+        session: String,
+    },
+    /// A state of another version.
+    #[error("{}: state of version {found}, this program reads {expected}: use a newer everstream", path.display())]
+    StateVersion {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Its version.
+        found: u32,
+        /// The version of this program.
+        expected: u32,
+    },
+    /// A cache that is too large to be saved.
+    #[error("a state of {:.1} GB cannot be saved: use a smaller window, or leave --session out", *bytes as f64 / 1e9)]
+    StateTooLarge {
+        /// Its size.
+        bytes: u64,
+    },
+    /// A file of a saved session; the message names its path.
+    #[error("cannot use the session's files")]
+    File(#[from] std::io::Error),
     /// The forward pass refused.
     #[error(transparent)]
     Forward(#[from] ForwardError),
@@ -76,6 +121,9 @@ pub enum SessionError {
     /// The memory refused.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The model's chat template refused.
     #[error(transparent)]
     Template(#[from] TemplateError),

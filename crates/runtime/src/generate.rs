@@ -132,7 +132,12 @@ impl Session {
         Ok(generated)
     }
 
-    fn close_answer(&mut self) -> Result<(), SessionError> {
+    /// Ends the model's turn, whatever there is of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::generate`].
+    pub fn close_answer(&mut self) -> Result<(), SessionError> {
         let closing = self.model().template().after_answer()?;
         let special = everstream_model::SpecialTokens::Parse;
         let tokens = self.model().tokenizer().encode(&closing, special);

@@ -46,6 +46,7 @@ mod generate;
 pub mod perplexity;
 mod recorder;
 mod sampler;
+mod saved;
 mod session;
 
 pub use config::{Policy, RecallConfig, SessionConfig};
@@ -54,6 +55,7 @@ pub use footprint::CacheFootprint;
 pub use generate::{GenerateOptions, Generated, StopReason};
 pub use recorder::Origin;
 pub use sampler::{Sampler, SamplerConfig};
+pub use saved::{Geometry, Resumed, SAVE_TOKENS, Storage, saved_geometry};
 pub use session::{Observer, Session, Timings, encode};
 
 pub use everstream_kernels as kernels;

@@ -20,16 +20,18 @@ pub struct Origin {
     pub role: Role,
     /// The file and the line of the next token, if they were read from one.
     pub source: Option<Source>,
+    /// When they entered the stream; `None` until they do.
+    pub(crate) written_at: Option<SystemTime>,
     /// Which of the tokens to come are words; the others are what a chat template writes around
     /// them.
-    words: Range<usize>,
+    pub(crate) words: Range<usize>,
 }
 
 impl Origin {
     /// Tokens of a turn.
     #[must_use]
     pub fn turn(role: Role) -> Self {
-        Self { role, source: None, words: 0..usize::MAX }
+        Self { role, source: None, written_at: None, words: 0..usize::MAX }
     }
 
     /// Tokens of a file, from its first line.
@@ -56,7 +58,7 @@ impl Origin {
     }
 
     /// Whether the next token is a word.
-    fn is_words(&self) -> bool {
+    pub(crate) fn is_words(&self) -> bool {
         self.words.contains(&0)
     }
 }
@@ -135,6 +137,28 @@ impl Recorder {
         Ok(())
     }
 
+    /// The tokens that are in no stored block: where they begin, and each with its origin. All
+    /// complete blocks have been stored.
+    pub(crate) fn open_tokens(&self) -> (TokenPos, Vec<(u32, Origin)>) {
+        (self.first, self.open.iter().map(|token| (token.id, token.origin.clone())).collect())
+    }
+
+    /// Continues from open tokens; the cutter depends on nothing else.
+    pub(crate) fn restore(
+        &mut self,
+        first: TokenPos,
+        open: &[(u32, Origin)],
+        tokenizer: &Tokenizer,
+    ) {
+        self.first = first;
+        self.cutter = self.memory.cutter();
+        self.cut.clear();
+        self.open = open.iter().map(|(id, o)| OpenToken { id: *id, origin: o.clone() }).collect();
+        for token in &self.open {
+            self.cutter.push(token.text(tokenizer), &mut self.cut);
+        }
+    }
+
     /// A copy for a branch of the stream; blocks are shared.
     pub(crate) fn branch(&self) -> Result<Self, SessionError> {
         Ok(Self {
@@ -164,7 +188,7 @@ impl Recorder {
                 kv: read_kv(cache, &range, self.shape, self.kv_type)?,
                 role: most_common_role(tokens),
                 source: tokens[0].origin.source.clone(),
-                written_at: SystemTime::now(),
+                written_at: tokens[0].origin.written_at.unwrap_or(SystemTime::UNIX_EPOCH),
                 range: range.clone(),
                 tokens: tokens.iter().map(|t| t.id).collect(),
                 text: String::from_utf8_lossy(&text).into_owned(),

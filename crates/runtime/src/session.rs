@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use everstream_kv_cache::{CacheError, KvCache, KvSource, Sections, TokenPos};
 use everstream_memory::{
-    Distance, Embedder, ExactIndex, Found, KvShape, KvType, Memory, MemoryConfig, MemoryError,
-    RamStore, Recall, RecallRequest, Role,
+    BlockStore, Distance, Embedder, ExactIndex, Found, KvShape, Memory, MemoryConfig, MemoryError,
+    RamStore, Recall, RecallRequest, RecalledBlock, Role,
 };
 use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
 
 use crate::recorder::{Recorder, Rows};
+use crate::saved::{Event, Resumed, Saved};
 use crate::{Origin, Policy, SessionConfig, SessionError};
 
 /// Tokens of a query when a turn has no words of its own.
@@ -25,18 +26,23 @@ pub type Observer<'a> = dyn FnMut(TokenPos, &[f32]) + 'a;
 /// A stream with its cache and its memory.
 #[derive(Debug)]
 pub struct Session {
-    model: Arc<Model>,
-    config: SessionConfig,
-    cache: KvCache,
-    recorder: Option<Recorder>,
+    pub(crate) model: Arc<Model>,
+    pub(crate) config: SessionConfig,
+    pub(crate) cache: KvCache,
+    pub(crate) recorder: Option<Recorder>,
     workspace: Workspace,
     /// The newest tokens: what `recompute` computes again, and what a blank turn asks for.
-    recent: Vec<u32>,
+    pub(crate) recent: Vec<u32>,
     /// Prediction of the token after the newest one; empty at the start.
-    logits: Vec<f32>,
-    n_tokens: u64,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) n_tokens: u64,
     /// Why the last turn recalled what it did.
-    last_recall: Option<Recall>,
+    pub(crate) last_recall: Option<Recall>,
+    /// Whether the model's turn has begun and not ended.
+    pub(crate) awaits_answer: bool,
+    /// Where the session is saved, if it is.
+    pub(crate) saved: Option<Saved>,
+    pub(crate) resumed: Option<Resumed>,
     timings: Timings,
 }
 
@@ -63,16 +69,40 @@ impl Session {
         config: SessionConfig,
     ) -> Result<Self, SessionError> {
         config.footprint(model.config())?.check_room()?;
+        let memory = match (config.policy, embedder) {
+            (Policy::Remember, None) => return Err(SessionError::NoEmbedder),
+            (Policy::Remember, Some(embedder)) => {
+                Some(memory(&model, embedder, &config, Box::new(RamStore::new()))?)
+            }
+            _ => None,
+        };
+        Self::with_memory(model, config, memory)
+    }
+
+    /// An empty stream over a store, whose blocks it may recall.
+    pub(crate) fn with_store(
+        model: Arc<Model>,
+        embedder: Arc<dyn Embedder>,
+        config: SessionConfig,
+        store: Box<dyn BlockStore>,
+    ) -> Result<Self, SessionError> {
+        let memory = memory(&model, embedder, &config, store)?;
+        Self::with_memory(model, config, Some(memory))
+    }
+
+    fn with_memory(
+        model: Arc<Model>,
+        config: SessionConfig,
+        memory: Option<Memory>,
+    ) -> Result<Self, SessionError> {
         let recall_tokens = config.recall_capacity();
         let mut cache_config =
             model.cache_config(config.eviction(), recall_tokens, config.chunk_tokens);
         cache_config.kv_type = config.kv_type;
         let cache = KvCache::new(&cache_config)?;
-        let recorder = match (config.policy, embedder) {
-            (Policy::Remember, None) => return Err(SessionError::NoEmbedder),
-            (Policy::Remember, Some(embedder)) => Some(recorder(&model, embedder, &config)?),
-            _ => None,
-        };
+        let pinned = TokenPos(config.pinned() as u64);
+        let recorder =
+            memory.map(|memory| Recorder::new(memory, pinned, shape(&model), config.memory_type));
         Ok(Self {
             model,
             config,
@@ -83,6 +113,9 @@ impl Session {
             logits: Vec::new(),
             n_tokens: 0,
             last_recall: None,
+            awaits_answer: false,
+            saved: None,
+            resumed: None,
             timings: Timings::default(),
         })
     }
@@ -163,6 +196,7 @@ impl Session {
         let (tokens, origin) = self.encode_user_turn(text)?;
         self.recall(text)?;
         self.append(&tokens, origin)?;
+        self.begin_answer()?;
         Ok(self.last_recall.get_or_insert_default())
     }
 
@@ -173,8 +207,23 @@ impl Session {
     /// [`SessionError`].
     pub fn read_turn(&mut self, text: &str) -> Result<(), SessionError> {
         let (tokens, origin) = self.encode_user_turn(text)?;
+        self.log(|| Event::EndRecall)?;
         self.end_recall();
-        self.append(&tokens, origin)
+        self.append(&tokens, origin)?;
+        self.begin_answer()
+    }
+
+    fn begin_answer(&mut self) -> Result<(), SessionError> {
+        self.log(|| Event::BeginAnswer)?;
+        self.awaits_answer = true;
+        Ok(())
+    }
+
+    /// Whether the model's turn has begun and not ended, as after a crash in the middle of an
+    /// answer: [`Session::close_answer`] ends it.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        self.awaits_answer
     }
 
     /// Reads a text that the model is to continue. What has left the window by then and is relevant
@@ -254,6 +303,7 @@ impl Session {
         let mut trial = self.cache.timeline().clone();
         trial.end_recall();
         trial.begin_recall(place, recall.n_tokens())?;
+        self.log(|| Event::recall(&recall))?;
         let rows: Vec<Rows<'_>> = recall.blocks.iter().map(Rows).collect();
         let sources: Vec<&dyn KvSource> = rows.iter().map(|r| r as &dyn KvSource).collect();
         self.end_recall();
@@ -262,7 +312,7 @@ impl Session {
         Ok(())
     }
 
-    fn end_recall(&mut self) {
+    pub(crate) fn end_recall(&mut self) {
         self.cache.end_recall();
         self.last_recall = None;
     }
@@ -313,13 +363,49 @@ impl Session {
     ///
     /// [`SessionError::Memory`].
     pub fn end_turn(&mut self) -> Result<(), SessionError> {
+        self.log(|| Event::EndTurn)?;
+        self.awaits_answer = false;
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
         recorder.end_turn();
         recorder.settle(self.model.tokenizer(), &self.cache)?;
-        recorder.embed()
+        recorder.embed()?;
+        self.sync()
     }
 
-    /// A stream with the same past that goes its own way from here.
+    /// Forgets all blocks with tokens in `range`, and ends a recall that holds one of them. Returns
+    /// the ranges of the blocks. What is still in the window stays there until it leaves, and is in
+    /// no block then.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub fn forget(
+        &mut self,
+        range: &Range<TokenPos>,
+    ) -> Result<Vec<Range<TokenPos>>, SessionError> {
+        self.settle()?;
+        let Some(recorder) = &mut self.recorder else { return Ok(Vec::new()) };
+        let forgotten = recorder.memory.forget(range)?;
+        let is_forgotten = |block: &RecalledBlock| forgotten.contains(&block.block.range());
+        if self.last_recall.as_ref().is_some_and(|recall| recall.blocks.iter().any(is_forgotten)) {
+            self.log(|| Event::EndRecall)?;
+            self.end_recall();
+        }
+        // A replay would remember them again.
+        self.save()?;
+        Ok(forgotten)
+    }
+
+    /// Stores all blocks that are complete.
+    pub(crate) fn settle(&mut self) -> Result<(), SessionError> {
+        match &mut self.recorder {
+            Some(recorder) => recorder.settle(self.model.tokenizer(), &self.cache),
+            None => Ok(()),
+        }
+    }
+
+    /// A stream with the same past that goes its own way from here. It is not saved, wherever the
+    /// original is.
     ///
     /// # Errors
     ///
@@ -335,6 +421,9 @@ impl Session {
             logits: self.logits.clone(),
             n_tokens: self.n_tokens,
             last_recall: self.last_recall.clone(),
+            awaits_answer: self.awaits_answer,
+            saved: None,
+            resumed: None,
             timings: self.timings,
         })
     }
@@ -430,7 +519,7 @@ impl Session {
         Ok((tokens, Origin::turn(Role::User).with_words(words)))
     }
 
-    fn read_all(
+    pub(crate) fn read_all(
         &mut self,
         tokens: &[u32],
         mut origin: Origin,
@@ -471,12 +560,15 @@ impl Session {
     ) -> Result<(), SessionError> {
         // What is complete is stored before more is read: if that fails, nothing was read, and no
         // block outlives its rows in the cache. No decode step waits for the encoder.
-        if let Some(recorder) = &mut self.recorder {
-            recorder.settle(self.model.tokenizer(), &self.cache)?;
-            if tokens.len() > 1 {
-                recorder.keep_pace()?;
-            }
+        self.settle()?;
+        if let Some(recorder) = &mut self.recorder
+            && tokens.len() > 1
+        {
+            recorder.keep_pace()?;
         }
+        self.save_if_due()?;
+        origin.stamp();
+        let logged = self.log(|| Event::tokens(tokens, origin))?;
         let start = Instant::now();
         let first = TokenPos(self.n_tokens);
         if self.config.policy == Policy::Recompute {
@@ -487,7 +579,12 @@ impl Session {
             }
         } else {
             let sequence = Sequence { tokens, cache: &mut self.cache };
-            self.model.forward(&mut self.workspace, &mut [sequence])?;
+            if let Err(error) = self.model.forward(&mut self.workspace, &mut [sequence]) {
+                if let Some(saved) = &mut self.saved {
+                    saved.journal.undo(logged, tokens.len())?;
+                }
+                return Err(error.into());
+            }
             self.keep_recent(tokens, QUERY_TOKENS);
         }
         self.n_tokens += tokens.len() as u64;
@@ -533,7 +630,7 @@ impl Session {
     }
 
     /// Sets the logits after the newest token.
-    fn predict(&mut self) -> Result<(), SessionError> {
+    pub(crate) fn predict(&mut self) -> Result<(), SessionError> {
         if self.n_tokens == 0 {
             return Ok(());
         }
@@ -581,26 +678,21 @@ impl Session {
     }
 }
 
-/// The memory of a new session, in RAM.
-fn recorder(
+/// The memory of a session over a store.
+fn memory(
     model: &Model,
     embedder: Arc<dyn Embedder>,
     config: &SessionConfig,
-) -> Result<Recorder, SessionError> {
-    let shape = shape(model);
-    let kv_type = match config.kv_type {
-        everstream_kv_cache::KvType::F32 => KvType::F32,
-        everstream_kv_cache::KvType::F16 => KvType::F16,
-    };
+    store: Box<dyn BlockStore>,
+) -> Result<Memory, SessionError> {
     let settings = MemoryConfig {
         sizes: config.recall.sizes,
         gate: config.recall.gate,
         strategy: Arc::clone(&config.recall.strategy),
-        ..MemoryConfig::new(&config.name, shape)
+        ..MemoryConfig::new(&config.name, shape(model))
     };
     let index = ExactIndex::new(embedder.dim(), Distance::Cosine).map_err(MemoryError::from)?;
-    let memory = Memory::new(settings, Box::new(RamStore::default()), Box::new(index), embedder)?;
-    Ok(Recorder::new(memory, TokenPos(config.pinned() as u64), shape, kv_type))
+    Ok(Memory::new(settings, store, Box::new(index), embedder)?)
 }
 
 /// Shape of a model's keys and values per token.

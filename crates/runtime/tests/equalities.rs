@@ -164,6 +164,7 @@ fn all_that_left_recalled_in_order_equals_never_leaving() {
             let mut config = SessionConfig { window_tokens, ..small(Policy::Remember) };
             config.context_tokens = 200;
             config.kv_type = KvType::F32;
+            config.memory_type = everstream_runtime::memory::KvType::F32;
             config.recall.place = Place::Between;
             config.recall.order = RecallOrder::Stream;
             config.recall.max_blocks = 100;

@@ -166,6 +166,10 @@ fn a_source_names_the_line_of_its_first_token() {
 struct Flaky(AtomicUsize);
 
 impl Embedder for Flaky {
+    fn name(&self) -> String {
+        "test".to_owned()
+    }
+
     fn dim(&self) -> usize {
         HashEmbedder.dim()
     }

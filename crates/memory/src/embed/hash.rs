@@ -47,6 +47,10 @@ fn fnv1a(word: &str) -> u64 {
 }
 
 impl Embedder for HashEmbedder {
+    fn name(&self) -> String {
+        "hashed words".to_owned()
+    }
+
     fn dim(&self) -> usize {
         Self::DIM
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use candle_transformers::models::bert::BertModel;
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use super::minilm_files::ModelFiles;
@@ -29,6 +30,7 @@ pub struct MiniLm {
     dim: usize,
     max_pieces: usize,
     pad_id: u32,
+    name: String,
 }
 
 impl fmt::Debug for MiniLm {
@@ -61,16 +63,18 @@ impl MiniLm {
         let config = files.config()?;
         files.check_pooling()?;
         let max_pieces = files.max_pieces(&config)?;
-        let model = Self {
+        let mut model = Self {
             tokenizer: files.tokenizer(&config, max_pieces)?,
             network: files.network(&config)?,
             dim: config.hidden_size,
             max_pieces,
             // Below the vocabulary's size, as `config` checked; padding is masked anyway.
             pad_id: u32::try_from(config.pad_token_id).unwrap_or(0),
+            name: String::new(),
         };
         // Better to find damaged weights now than at the first recall.
-        model.embed(&["probe"])?;
+        let probe = model.embed(&["probe"])?;
+        model.name = name_of(&probe[0]);
         Ok(model)
     }
 
@@ -142,7 +146,21 @@ fn batches(sorted: &[Encoded]) -> Vec<&[Encoded]> {
     batches
 }
 
+/// Names an encoder by what it makes of one text. Rounding hides what differs between CPUs; where
+/// it does not, embeddings are made again, and nothing else happens.
+fn name_of(embedding: &[f32]) -> String {
+    let mut hash = Sha256::new();
+    embedding.iter().for_each(|c| hash.update(((c * 100.0).round() as i32).to_le_bytes()));
+    let digest: [u8; 32] = hash.finalize().into();
+    let hex: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("bert {} {hex}", embedding.len())
+}
+
 impl Embedder for MiniLm {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
     fn dim(&self) -> usize {
         self.dim
     }

@@ -109,6 +109,9 @@ pub enum EmbedError {
 /// Callers may assume that an embedding depends on its text alone, up to rounding: a text that is
 /// embedded among others may differ in the last bits from the same text embedded by itself.
 pub trait Embedder: Debug + Send + Sync {
+    /// A name that another encoder does not have: stored embeddings are used again under it.
+    fn name(&self) -> String;
+
     /// Components of every embedding.
     fn dim(&self) -> usize;
 

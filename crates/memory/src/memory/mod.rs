@@ -266,6 +266,15 @@ impl Memory {
         Ok(self.store.sync()?)
     }
 
+    /// The block of this id.
+    ///
+    /// # Errors
+    ///
+    /// As [`block`](Self::block).
+    pub fn block_by_id(&self, id: BlockId) -> Result<Arc<Block>, MemoryError> {
+        self.block(self.order.get(&id).copied().unwrap_or(usize::MAX))
+    }
+
     /// Settings it was made with.
     #[must_use]
     pub fn config(&self) -> &MemoryConfig {

@@ -250,6 +250,10 @@ struct Watched {
 }
 
 impl Embedder for Watched {
+    fn name(&self) -> String {
+        "test".to_owned()
+    }
+
     fn dim(&self) -> usize {
         HashEmbedder.dim()
     }
@@ -309,6 +313,10 @@ fn a_failing_embedder_costs_no_block() {
 struct Liar(usize, usize);
 
 impl Embedder for Liar {
+    fn name(&self) -> String {
+        "test".to_owned()
+    }
+
     fn dim(&self) -> usize {
         HashEmbedder.dim()
     }

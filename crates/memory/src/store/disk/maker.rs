@@ -41,12 +41,15 @@ impl Maker {
         *digest.first_chunk().expect("a SHA-256 digest has 32 bytes")
     }
 
-    pub(super) fn encode(&self, to: &mut Encoder) {
+    /// Appends it to a record.
+    pub fn encode(&self, to: &mut Encoder) {
         to.bytes(self.model.as_bytes());
         [self.weights, self.tokenizer, self.layout].iter().for_each(|p| to.0.extend_from_slice(p));
     }
 
-    pub(super) fn decode(from: &mut Decoder<'_>) -> Option<Self> {
+    /// Reads what [`encode`](Self::encode) wrote; `None` for anything else.
+    #[must_use]
+    pub fn decode(from: &mut Decoder<'_>) -> Option<Self> {
         let model = from.text()?.to_owned();
         let mut digest = || from.take(32)?.try_into().ok();
         Some(Self { model, weights: digest()?, tokenizer: digest()?, layout: digest()? })

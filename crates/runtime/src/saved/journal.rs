@@ -1,0 +1,302 @@
+//! What happened to a stream since it was last saved, in order: it is replayed after a crash.
+//!
+//! Everything that decides what the model sees is written before it is done: the tokens of each
+//! chunk, which blocks were recalled, where turns end. Nothing that is computed is.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use everstream_kv_cache::TokenPos;
+use everstream_memory::codec::{Decoder, Encoder};
+use everstream_memory::record::{self, Found};
+use everstream_memory::{BlockId, Recall, Role, Source};
+use fs_err::{File, OpenOptions};
+use std::io::Write;
+
+use crate::{Origin, SessionError};
+
+const TOKENS: u8 = 1;
+const RECALL: u8 = 2;
+const END_RECALL: u8 = 3;
+const BEGIN_ANSWER: u8 = 4;
+const END_TURN: u8 = 5;
+
+/// A block that is or was in the recalled section.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RecalledRef {
+    pub(crate) id: BlockId,
+    pub(crate) part: Range<TokenPos>,
+    pub(crate) distance: f32,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// Tokens were read.
+    Tokens { tokens: Vec<u32>, origin: Origin },
+    /// Blocks were recalled, in this order.
+    Recall(Vec<RecalledRef>),
+    /// A recall ended and none followed.
+    EndRecall,
+    /// The model's turn began.
+    BeginAnswer,
+    /// A turn ended.
+    EndTurn,
+}
+
+impl Event {
+    pub(crate) fn tokens(tokens: &[u32], origin: &Origin) -> Self {
+        Self::Tokens { tokens: tokens.to_vec(), origin: origin.clone() }
+    }
+
+    pub(crate) fn recall(recall: &Recall) -> Self {
+        Self::Recall(recalled_refs(recall))
+    }
+
+    fn encode(&self) -> (u8, Vec<u8>) {
+        let mut to = Encoder::default();
+        let kind = match self {
+            Self::Tokens { tokens, origin } => {
+                encode_origin(origin, &mut to);
+                to.u64(origin.words.start as u64);
+                to.u64(origin.words.end as u64);
+                to.u32s(tokens);
+                TOKENS
+            }
+            Self::Recall(blocks) => {
+                encode_refs(blocks, &mut to);
+                RECALL
+            }
+            Self::EndRecall => END_RECALL,
+            Self::BeginAnswer => BEGIN_ANSWER,
+            Self::EndTurn => END_TURN,
+        };
+        (kind, to.0)
+    }
+
+    fn decode(kind: u8, head: &[u8]) -> Option<Self> {
+        let mut from = Decoder(head);
+        let event = match kind {
+            TOKENS => {
+                let origin = decode_origin(&mut from)?;
+                let words =
+                    usize::try_from(from.u64()?).ok()?..usize::try_from(from.u64()?).ok()?;
+                Self::Tokens { tokens: from.u32s()?, origin: origin.with_words(words) }
+            }
+            RECALL => Self::Recall(decode_refs(&mut from)?),
+            END_RECALL => Self::EndRecall,
+            BEGIN_ANSWER => Self::BeginAnswer,
+            END_TURN => Self::EndTurn,
+            _ => return None,
+        };
+        from.end()?;
+        Some(event)
+    }
+}
+
+pub(crate) fn recalled_refs(recall: &Recall) -> Vec<RecalledRef> {
+    let blocks = recall.blocks.iter();
+    let to_ref = |block: &everstream_memory::RecalledBlock| RecalledRef {
+        id: block.block.id(),
+        part: block.part.clone(),
+        distance: block.distance,
+    };
+    blocks.map(to_ref).collect()
+}
+
+pub(crate) fn encode_refs(blocks: &[RecalledRef], to: &mut Encoder) {
+    to.u32(u32::try_from(blocks.len()).expect("a recall has fewer than 2^32 blocks"));
+    for block in blocks {
+        to.u64(block.id.0);
+        to.u64(block.part.start.0);
+        to.u64(block.part.end.0);
+        to.f32(block.distance);
+    }
+}
+
+pub(crate) fn decode_refs(from: &mut Decoder<'_>) -> Option<Vec<RecalledRef>> {
+    let n = from.u32()?;
+    let mut block = || {
+        let (id, part) = (BlockId(from.u64()?), TokenPos(from.u64()?)..TokenPos(from.u64()?));
+        Some(RecalledRef { id, part, distance: from.f32()? })
+    };
+    (0..n).map(|_| block()).collect()
+}
+
+/// Role, source and time; not which tokens are words.
+pub(crate) fn encode_origin(origin: &Origin, to: &mut Encoder) {
+    to.u8(match origin.role {
+        Role::System => 0,
+        Role::User => 1,
+        Role::Assistant => 2,
+        Role::Document => 3,
+    });
+    let time = origin.written_at.unwrap_or(SystemTime::UNIX_EPOCH);
+    let nanos = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    to.u64(u64::try_from(nanos).unwrap_or(u64::MAX));
+    match &origin.source {
+        None => to.u8(0),
+        Some(source) => {
+            to.u8(1);
+            to.u64(source.line);
+            to.bytes(source.file.as_bytes());
+        }
+    }
+}
+
+pub(crate) fn decode_origin(from: &mut Decoder<'_>) -> Option<Origin> {
+    let roles = [Role::System, Role::User, Role::Assistant, Role::Document];
+    let role = *roles.get(usize::from(from.u8()?))?;
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(from.u64()?))?;
+    let source = match from.u8()? {
+        0 => None,
+        1 => Some(Source { line: from.u64()?, file: Arc::from(from.text()?) }),
+        _ => return None,
+    };
+    Some(Origin { source, written_at: Some(time), ..Origin::turn(role) })
+}
+
+/// The file that events are appended to.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    file: File,
+    len: u64,
+    /// Tokens in it.
+    pub(crate) n_tokens: u64,
+    record: Vec<u8>,
+}
+
+impl Journal {
+    /// Begins a journal; one that lies there is replaced.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let file = options.create(true).write(true).truncate(true).open(path)?;
+        Ok(Self { file, len: 0, n_tokens: 0, record: Vec::new() })
+    }
+
+    /// All events of a journal up to where it ends or is damaged: what follows a damage would be
+    /// replayed on another stream.
+    pub(crate) fn read(path: &Path) -> Result<Vec<Event>, SessionError> {
+        let (mut events, mut is_whole) = (Vec::new(), true);
+        record::scan::<io::Error>(&File::open(path)?, 0, &mut |found| {
+            match found {
+                Found::Record { prefix, head, .. } if is_whole => {
+                    match Event::decode(prefix.kind, &head) {
+                        Some(event) => events.push(event),
+                        None => is_whole = false,
+                    }
+                }
+                _ => is_whole = false,
+            }
+            Ok(())
+        })?;
+        Ok(events)
+    }
+
+    /// Appends an event and returns where it begins; it survives the end of the process from then
+    /// on. If that fails, nothing of it is there.
+    pub(crate) fn append(&mut self, event: &Event) -> io::Result<u64> {
+        let (kind, head) = event.encode();
+        self.record.clear();
+        record::encode(kind, &head, &[], &mut self.record);
+        let offset = self.len;
+        if let Err(error) = self.file.write_all(&self.record) {
+            self.cut(offset)?;
+            return Err(error);
+        }
+        self.len += self.record.len() as u64;
+        if let Event::Tokens { tokens, .. } = event {
+            self.n_tokens += tokens.len() as u64;
+        }
+        Ok(offset)
+    }
+
+    /// Takes back what was appended at `offset` and later: `n_tokens` tokens that were not read.
+    pub(crate) fn undo(&mut self, offset: u64, n_tokens: usize) -> io::Result<()> {
+        self.n_tokens -= n_tokens as u64;
+        self.cut(offset)
+    }
+
+    fn cut(&mut self, offset: u64) -> io::Result<()> {
+        use std::io::{Seek, SeekFrom};
+        self.file.set_len(offset)?;
+        self.file.seek(SeekFrom::Start(offset))?;
+        self.len = offset;
+        Ok(())
+    }
+
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events() -> Vec<Event> {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_234_567_890_123);
+        let origin = Origin { written_at: Some(time), ..Origin::file("a b/c.txt") };
+        let part = TokenPos(5)..TokenPos(9);
+        vec![
+            Event::tokens(&[1, 2, 3], &origin.clone().with_words(1..2)),
+            Event::Recall(vec![RecalledRef { id: BlockId(7), part, distance: 0.25 }]),
+            Event::BeginAnswer,
+            Event::tokens(
+                &[4],
+                &Origin { written_at: Some(time), ..Origin::turn(Role::Assistant) },
+            ),
+            Event::EndRecall,
+            Event::EndTurn,
+        ]
+    }
+
+    fn texts(events: &[Event]) -> Vec<String> {
+        events.iter().map(|event| format!("{event:?}")).collect()
+    }
+
+    #[test]
+    fn events_are_read_as_they_were_written_up_to_where_they_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let mut journal = Journal::create(&path).unwrap();
+        let mut ends = vec![0];
+        for event in events() {
+            let offset = journal.append(&event).unwrap();
+            assert_eq!(Some(&offset), ends.last());
+            ends.push(journal.len);
+        }
+        assert_eq!(journal.n_tokens, 4);
+        assert_eq!(texts(&Journal::read(&path).unwrap()), texts(&events()));
+        let whole = fs_err::read(&path).unwrap();
+        for len in 0..whole.len() {
+            fs_err::write(&path, &whole[..len]).unwrap();
+            let n = ends.partition_point(|&end| end <= len as u64) - 1;
+            assert_eq!(texts(&Journal::read(&path).unwrap()), texts(&events()[..n]));
+        }
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 4;
+            fs_err::write(&path, &damaged).unwrap();
+            let n = ends.partition_point(|&end| end <= at as u64) - 1;
+            assert_eq!(texts(&Journal::read(&path).unwrap()), texts(&events()[..n]));
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let mut journal = Journal::create(&path).unwrap();
+        let events = events();
+        journal.append(&events[0]).unwrap();
+        let offset = journal.append(&events[3]).unwrap();
+        journal.undo(offset, 1).unwrap();
+        journal.append(&events[5]).unwrap();
+        let expected = texts(&[events[0].clone(), events[5].clone()]);
+        assert_eq!(texts(&Journal::read(&path).unwrap()), expected);
+    }
+}

@@ -1,0 +1,417 @@
+//! Sessions that survive: what is saved of a stream, when, and how it is resumed.
+//!
+//! Three things lie in a session's folder. The *blocks* are everything that left the window or
+//! will ([`DiskStore`]). The *state* is everything else: the rows of the cache that a later token
+//! may see, the open block, the prediction; some tens of megabytes, written every
+//! [`SAVE_TOKENS`] tokens and when a chat ends. The *journal* is what happened since the last
+//! state: token ids and recall decisions, written before they take effect.
+//!
+//! A session is resumed by loading the newest state that is whole and replaying the journals since
+//! then. Since a row's result depends on neither chunk nor thread, the stream continues with the
+//! bits that it would have had. The state before the newest is kept, too, so that one damaged file
+//! costs a longer replay and nothing else.
+
+mod journal;
+mod maker;
+mod state;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use everstream_kv_cache::TokenPos;
+use everstream_memory::{
+    BlockStore, DiskOptions, DiskStore, Embedder, Maker, MemoryError, Recall, RecalledBlock,
+    SessionFolder, StoreError,
+};
+use everstream_model::Model;
+
+use crate::{Origin, Policy, Session, SessionConfig, SessionError};
+pub(crate) use journal::{Event, Journal, recalled_refs};
+pub(crate) use maker::maker;
+use state::{Header, State};
+
+pub use state::Geometry;
+
+/// Tokens after which the state is saved: what a crash makes the next start read again.
+pub const SAVE_TOKENS: u64 = 8192;
+
+/// Where a session lives.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// The session's folder, locked.
+    pub folder: Arc<SessionFolder>,
+    /// Bytes of stored blocks at most; beyond them the oldest are dropped.
+    pub max_bytes: Option<u64>,
+}
+
+/// How a session came back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// Tokens that were read again.
+    pub n_replayed: u64,
+    /// Recalled blocks that could not be read again.
+    pub n_lost_blocks: usize,
+    /// Whether the newest state was damaged and an older one was used.
+    pub is_older_state: bool,
+}
+
+/// The files of a session, without its blocks.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    folder: Arc<SessionFolder>,
+    maker: Maker,
+    /// Number of the newest state.
+    generation: u64,
+    pub(crate) journal: Journal,
+}
+
+impl Saved {
+    /// Writes a state; the journal begins anew.
+    fn write(&mut self, header: &Header, state: &State) -> Result<(), SessionError> {
+        let next = self.generation + 1;
+        // The journal first: a state without one would look like a state that was never left.
+        let journal = Journal::create(&journal_path(&self.folder, next))?;
+        state::write(&state_path(&self.folder, next), header, state)?;
+        (self.generation, self.journal) = (next, journal);
+        for old in generations(&self.folder)? {
+            if old + 1 < next {
+                for path in [state_path(&self.folder, old), journal_path(&self.folder, old)] {
+                    if path.exists() {
+                        fs_err::remove_file(path)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn state_path(folder: &SessionFolder, generation: u64) -> PathBuf {
+    folder.path().join(format!("state-{generation:06}"))
+}
+
+fn journal_path(folder: &SessionFolder, generation: u64) -> PathBuf {
+    folder.path().join(format!("journal-{generation:06}"))
+}
+
+/// Numbers of the states, oldest first.
+fn generations(folder: &SessionFolder) -> Result<Vec<u64>, SessionError> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(folder.path())? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("state-"));
+        found.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The settings of the session in `folder` that cannot change; `None` for a new one.
+///
+/// # Errors
+///
+/// [`SessionError::StateVersion`], [`SessionError::File`].
+pub fn saved_geometry(folder: &SessionFolder) -> Result<Option<Geometry>, SessionError> {
+    for generation in generations(folder)?.into_iter().rev() {
+        if let Some(header) = state::read_header(&state_path(folder, generation))? {
+            return Ok(Some(header.geometry));
+        }
+    }
+    Ok(None)
+}
+
+impl Session {
+    /// A stream that lives in a folder: a new one, or the one that is there, which continues bit
+    /// for bit as if it had never stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Geometry`] if settings differ from those that it was made with (see
+    /// [`saved_geometry`]); [`SessionError::Memory`] with [`StoreError::Maker`] if another model
+    /// made it; [`SessionError::LostState`] if no state can be read; others as [`Session::new`].
+    pub fn open(
+        model: Arc<Model>,
+        embedder: Arc<dyn Embedder>,
+        config: SessionConfig,
+        storage: &Storage,
+    ) -> Result<Self, SessionError> {
+        if config.policy != Policy::Remember {
+            return Err(SessionError::NotSaved { policy: config.policy });
+        }
+        if config.name != storage.folder.name() {
+            let name = storage.folder.name().to_owned();
+            let config = SessionConfig { name, ..config };
+            return Self::open(model, embedder, config, storage);
+        }
+        config.footprint(model.config())?.check_room()?;
+        let maker = maker(&model);
+        let found = find(&storage.folder)?;
+        let options = DiskOptions {
+            maker: Some(maker.clone()),
+            encoder: embedder.name(),
+            max_bytes: storage.max_bytes,
+            ..DiskOptions::default()
+        };
+        if let Some(found) = &found
+            && let Some(difference) = maker.difference(&found.header.maker)
+        {
+            let (session, found) = (config.name, found.header.maker.model.clone());
+            return Err(StoreError::Maker { session, found, difference }.into());
+        }
+        let open_store = || DiskStore::open(Arc::clone(&storage.folder), options.clone());
+        let Some(found) = found else {
+            let store = open_store()?;
+            if !store.metas().is_empty() {
+                return Err(SessionError::LostState { session: config.name });
+            }
+            let mut session = Self::with_store(model, embedder, config, Box::new(store))?;
+            session.begin_saving(storage, maker, 0)?;
+            return Ok(session);
+        };
+        found.header.geometry.check(&Geometry::of(&config))?;
+        // Where a power failure or damage cut the journal short, blocks may lie in the store of
+        // tokens that it lacks, or that end elsewhere. They are written again.
+        let mut end = TokenPos(found.n_tokens_after_replay());
+        let mut session = loop {
+            let mut store = open_store()?;
+            store.truncate(end)?;
+            let (model, embedder) = (Arc::clone(&model), Arc::clone(&embedder));
+            let mut session = Self::with_store(model, embedder, config.clone(), Box::new(store))?;
+            match session.resume(&found) {
+                Ok(()) => match session.first_surplus_block() {
+                    None => break session,
+                    Some(start) => end = start,
+                },
+                Err(SessionError::Memory(MemoryError::Store(StoreError::OutOfOrder {
+                    start,
+                    ..
+                }))) if start < end.0 => end = TokenPos(start),
+                Err(error) => return Err(error),
+            }
+        };
+        session.begin_saving(storage, maker, found.newest)?;
+        Ok(session)
+    }
+
+    /// Loads a state and does again what was done since.
+    fn resume(&mut self, found: &FoundState) -> Result<(), SessionError> {
+        let mut resumed = Resumed { is_older_state: found.is_older, ..Resumed::default() };
+        self.load(&found.state, &mut resumed)?;
+        for event in &found.events {
+            self.replay(event, &mut resumed)?;
+        }
+        self.settle()?;
+        self.predict()?;
+        self.resumed = Some(resumed);
+        Ok(())
+    }
+
+    /// Where the first stored block begins that holds tokens which are still open.
+    fn first_surplus_block(&self) -> Option<TokenPos> {
+        let recorder = self.recorder.as_ref()?;
+        let (first_open, _) = recorder.open_tokens();
+        let metas = recorder.memory.metas();
+        let at = metas.partition_point(|meta| meta.range.end <= first_open);
+        metas.get(at).map(|meta| meta.range.start)
+    }
+
+    /// How the session came back; `None` for a new one.
+    #[must_use]
+    pub fn resumed(&self) -> Option<Resumed> {
+        self.resumed
+    }
+
+    /// Saves everything, so that the next start replays nothing and a power failure loses nothing.
+    /// A session in RAM has nothing to save.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; what was saved before is as it was.
+    pub fn save(&mut self) -> Result<(), SessionError> {
+        if self.saved.is_none() {
+            return Ok(());
+        }
+        self.settle()?;
+        self.predict()?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.memory.sync()?;
+        }
+        let state = self.state();
+        let Some(saved) = &mut self.saved else { return Ok(()) };
+        let header = Header {
+            maker: saved.maker.clone(),
+            geometry: Geometry::of(&self.config),
+            n_tokens: self.n_tokens,
+        };
+        saved.write(&header, &state)
+    }
+
+    /// Saves if so many tokens were read since the last time that replaying them would take long.
+    pub(crate) fn save_if_due(&mut self) -> Result<(), SessionError> {
+        match &self.saved {
+            Some(saved) if saved.journal.n_tokens >= SAVE_TOKENS => self.save(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes what was read survive a power failure.
+    pub(crate) fn sync(&mut self) -> Result<(), SessionError> {
+        if let Some(saved) = &self.saved {
+            saved.journal.sync()?;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.memory.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down what is about to happen; returns where that begins in the journal.
+    pub(crate) fn log(&mut self, event: impl FnOnce() -> Event) -> Result<u64, SessionError> {
+        match &mut self.saved {
+            Some(saved) => Ok(saved.journal.append(&event())?),
+            None => Ok(0),
+        }
+    }
+
+    fn begin_saving(
+        &mut self,
+        storage: &Storage,
+        maker: Maker,
+        generation: u64,
+    ) -> Result<(), SessionError> {
+        let folder = Arc::clone(&storage.folder);
+        let journal = Journal::create(&journal_path(&folder, generation + 1))?;
+        self.saved = Some(Saved { folder, maker, generation, journal });
+        self.save()
+    }
+
+    fn state(&self) -> State {
+        let mut rows = Vec::new();
+        self.cache.save_rows(&mut rows);
+        let (first_open, open) = match &self.recorder {
+            Some(recorder) => recorder.open_tokens(),
+            None => (TokenPos(self.n_tokens), Vec::new()),
+        };
+        State {
+            timeline: self.cache.timeline().state(),
+            awaits_answer: self.awaits_answer,
+            recent: self.recent.clone(),
+            logits: self.logits.clone(),
+            first_open,
+            open,
+            recalled: self.last_recall.as_ref().map(recalled_refs),
+            rows,
+        }
+    }
+
+    fn load(&mut self, state: &State, resumed: &mut Resumed) -> Result<(), SessionError> {
+        self.cache.restore(&state.timeline, &state.rows)?;
+        self.n_tokens = state.timeline.next.0;
+        self.recent.clone_from(&state.recent);
+        self.logits.clone_from(&state.logits);
+        self.awaits_answer = state.awaits_answer;
+        let refs = state.recalled.as_deref();
+        self.last_recall = refs.map(|refs| self.recall_of(refs, resumed)).transpose()?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.restore(state.first_open, &state.open, self.model.tokenizer());
+        }
+        Ok(())
+    }
+
+    /// Does again what was done.
+    fn replay(&mut self, event: &Event, resumed: &mut Resumed) -> Result<(), SessionError> {
+        match event {
+            Event::Tokens { tokens, origin } => {
+                resumed.n_replayed += tokens.len() as u64;
+                self.read_all(tokens, origin.clone(), None)
+            }
+            Event::Recall(refs) => {
+                self.settle()?;
+                let recall = self.recall_of(refs, resumed)?;
+                self.insert(recall)
+            }
+            Event::EndRecall => {
+                self.end_recall();
+                Ok(())
+            }
+            Event::BeginAnswer => {
+                self.awaits_answer = true;
+                Ok(())
+            }
+            Event::EndTurn => self.end_turn(),
+        }
+    }
+
+    fn recall_of(
+        &self,
+        refs: &[journal::RecalledRef],
+        resumed: &mut Resumed,
+    ) -> Result<Recall, SessionError> {
+        let (mut recall, Some(recorder)) = (Recall::default(), &self.recorder) else {
+            return Ok(Recall::default());
+        };
+        for of in refs {
+            match recorder.memory.block_by_id(of.id) {
+                Ok(block) => {
+                    let mut block = RecalledBlock::whole(block, of.distance);
+                    block.part = of.part.clone();
+                    recall.blocks.push(block);
+                }
+                Err(MemoryError::Store(
+                    StoreError::Damaged { .. }
+                    | StoreError::Forgotten { .. }
+                    | StoreError::NoSuchBlock { .. },
+                )) => resumed.n_lost_blocks += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(recall)
+    }
+}
+
+/// The newest state that is whole, and what happened since.
+struct FoundState {
+    header: Header,
+    state: State,
+    events: Vec<Event>,
+    is_older: bool,
+    /// Number of the newest state, whole or not.
+    newest: u64,
+}
+
+impl FoundState {
+    fn n_tokens_after_replay(&self) -> u64 {
+        let read = |event: &Event| match event {
+            Event::Tokens { tokens, .. } => tokens.len() as u64,
+            _ => 0,
+        };
+        self.header.n_tokens + self.events.iter().map(read).sum::<u64>()
+    }
+}
+
+/// `None` for a session that was never saved.
+fn find(folder: &SessionFolder) -> Result<Option<FoundState>, SessionError> {
+    let generations = generations(folder)?;
+    let Some(&newest) = generations.last() else { return Ok(None) };
+    for &generation in generations.iter().rev() {
+        if let Some((header, state)) = state::read(&state_path(folder, generation))? {
+            let mut events = Vec::new();
+            for later in generation..=newest {
+                let path = journal_path(folder, later);
+                if path.exists() {
+                    events.extend(Journal::read(&path)?);
+                }
+            }
+            let is_older = generation != newest;
+            return Ok(Some(FoundState { header, state, events, is_older, newest }));
+        }
+    }
+    Err(SessionError::LostState { session: folder.name().to_owned() })
+}
+
+impl Origin {
+    /// Says when the tokens were read, if nobody did.
+    pub(crate) fn stamp(&mut self) {
+        self.written_at.get_or_insert_with(std::time::SystemTime::now);
+    }
+}

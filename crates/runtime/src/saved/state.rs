@@ -1,0 +1,253 @@
+//! The saved state of a session: one record in one file.
+
+use std::path::Path;
+
+use everstream_kv_cache::{KvType, Place, TimelineState, TokenPos};
+use everstream_memory::codec::{Decoder, Encoder};
+use everstream_memory::record::{self, PREFIX_BYTES};
+use everstream_memory::{BlockSizes, KvType as MemoryType, Maker, write_whole};
+use fs_err::File;
+
+use super::journal::{RecalledRef, decode_origin, decode_refs, encode_origin, encode_refs};
+use crate::{Origin, SessionConfig, SessionError};
+
+const KIND: u8 = 1;
+const VERSION: u32 = 1;
+
+/// The settings that a saved stream was made with and cannot change any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Tokens kept from the start of the stream.
+    pub n_sink: usize,
+    /// Past tokens that a query sees besides the sinks.
+    pub window_tokens: usize,
+    /// Capacity for recalled tokens.
+    pub context_tokens: usize,
+    /// Storage type of keys and values in the cache.
+    pub kv_type: KvType,
+    /// Storage type of keys and values in the memory.
+    pub memory_type: MemoryType,
+    /// Tokens per block.
+    pub sizes: BlockSizes,
+}
+
+impl Geometry {
+    /// What `config` says of it.
+    #[must_use]
+    pub fn of(config: &SessionConfig) -> Self {
+        Self {
+            n_sink: config.n_sink,
+            window_tokens: config.window_tokens,
+            context_tokens: config.context_tokens,
+            kv_type: config.kv_type,
+            memory_type: config.memory_type,
+            sizes: config.recall.sizes,
+        }
+    }
+
+    /// Writes it into `config`.
+    pub fn apply(&self, config: &mut SessionConfig) {
+        config.n_sink = self.n_sink;
+        config.window_tokens = self.window_tokens;
+        config.context_tokens = self.context_tokens;
+        config.kv_type = self.kv_type;
+        config.memory_type = self.memory_type;
+        config.recall.sizes = self.sizes;
+    }
+
+    /// The first setting that differs: its name, the value here, the value there.
+    fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        let sizes = |s: BlockSizes| format!("{} to {} tokens", s.min(), s.max());
+        let all = [
+            ("number of sinks", self.n_sink.to_string(), other.n_sink.to_string()),
+            ("window", self.window_tokens.to_string(), other.window_tokens.to_string()),
+            ("recalled context", self.context_tokens.to_string(), other.context_tokens.to_string()),
+            ("cache type", format!("{:?}", self.kv_type), format!("{:?}", other.kv_type)),
+            ("memory type", self.memory_type.name().into(), other.memory_type.name().into()),
+            ("block size", sizes(self.sizes), sizes(other.sizes)),
+        ];
+        all.into_iter().find(|(_, here, there)| here != there)
+    }
+
+    /// # Errors
+    ///
+    /// [`SessionError::Geometry`] if `asked` differs.
+    pub(super) fn check(&self, asked: &Self) -> Result<(), SessionError> {
+        match self.difference(asked) {
+            Some((what, saved, asked)) => Err(SessionError::Geometry { what, saved, asked }),
+            None => Ok(()),
+        }
+    }
+
+    fn encode(&self, to: &mut Encoder) {
+        let (s, u32) = (self.sizes, |n: usize| u32::try_from(n).expect("sizes are below 2^30"));
+        for n in
+            [self.n_sink, self.window_tokens, self.context_tokens, s.min(), s.target(), s.max()]
+        {
+            to.u32(u32(n));
+        }
+        to.u8(match self.kv_type {
+            KvType::F32 => 0,
+            KvType::F16 => 1,
+        });
+        to.u8(match self.memory_type {
+            MemoryType::F32 => 0,
+            MemoryType::F16 => 1,
+            MemoryType::Q8 => 2,
+            _ => u8::MAX,
+        });
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Option<Self> {
+        let mut size = || Some(from.u32()? as usize);
+        let (n_sink, window_tokens, context_tokens) = (size()?, size()?, size()?);
+        let sizes = BlockSizes::new(size()?, size()?, size()?).ok()?;
+        let kv_type = *[KvType::F32, KvType::F16].get(usize::from(from.u8()?))?;
+        let memory_types = [MemoryType::F32, MemoryType::F16, MemoryType::Q8];
+        let memory_type = *memory_types.get(usize::from(from.u8()?))?;
+        Some(Self { n_sink, window_tokens, context_tokens, kv_type, memory_type, sizes })
+    }
+}
+
+/// What is known of a saved session without its model.
+#[derive(Clone, Debug)]
+pub(crate) struct Header {
+    pub(crate) maker: Maker,
+    pub(crate) geometry: Geometry,
+    pub(crate) n_tokens: u64,
+}
+
+/// Everything that changes of a session as its stream goes on, but for its stored blocks.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub(crate) timeline: TimelineState,
+    pub(crate) awaits_answer: bool,
+    pub(crate) recent: Vec<u32>,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) first_open: TokenPos,
+    /// Each open token, and whether it is a word.
+    pub(crate) open: Vec<(u32, Origin)>,
+    pub(crate) recalled: Option<Vec<RecalledRef>>,
+    pub(crate) rows: Vec<u8>,
+}
+
+/// Writes a state in one step.
+pub(crate) fn write(path: &Path, header: &Header, state: &State) -> Result<(), SessionError> {
+    let mut head = Encoder::default();
+    head.u32(VERSION);
+    head.u64(header.n_tokens);
+    header.geometry.encode(&mut head);
+    header.maker.encode(&mut head);
+    let mut body = Encoder::default();
+    state.encode(&mut body);
+    if u32::try_from(body.0.len()).is_err() {
+        let bytes = body.0.len() as u64;
+        return Err(SessionError::StateTooLarge { bytes });
+    }
+    let mut bytes = Vec::with_capacity(body.0.len() + 1024);
+    record::encode(KIND, &head.0, &body.0, &mut bytes);
+    Ok(write_whole(path, &bytes)?)
+}
+
+/// Reads what is known without a model; `None` if the file is damaged.
+pub(crate) fn read_header(path: &Path) -> Result<Option<Header>, SessionError> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let Some((_, head)) = record::read_at(&file, 0, len)? else { return Ok(None) };
+    decode_header(path, &head)
+}
+
+/// Reads a state; `None` if the file is damaged.
+pub(crate) fn read(path: &Path) -> Result<Option<(Header, State)>, SessionError> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let Some((prefix, head)) = record::read_at(&file, 0, len)? else { return Ok(None) };
+    let mut body = vec![0; prefix.body_len];
+    record::read_exact_at(&file, &mut body, (PREFIX_BYTES + prefix.head_len) as u64)?;
+    if record::checksum(&body) != prefix.body_crc {
+        return Ok(None);
+    }
+    let Some(header) = decode_header(path, &head)? else { return Ok(None) };
+    Ok(State::decode(&body).map(|state| (header, state)))
+}
+
+fn decode_header(path: &Path, head: &[u8]) -> Result<Option<Header>, SessionError> {
+    let mut from = Decoder(head);
+    let version = from.u32();
+    if let Some(found) = version.filter(|&version| version != VERSION) {
+        let path = path.to_owned();
+        return Err(SessionError::StateVersion { path, found, expected: VERSION });
+    }
+    let mut header = || {
+        let n_tokens = from.u64()?;
+        let geometry = Geometry::decode(&mut from)?;
+        let maker = Maker::decode(&mut from)?;
+        from.end()?;
+        Some(Header { maker, geometry, n_tokens })
+    };
+    Ok(header())
+}
+
+impl State {
+    fn encode(&self, to: &mut Encoder) {
+        let TimelineState { next, floor, shift, gap, recalled } = self.timeline;
+        [next.0, floor.0, shift].iter().for_each(|&n| to.u64(n));
+        let (at, len) = gap.map_or((0, 0), |(at, len)| (at.0, len as u64));
+        to.u64(at);
+        to.u64(len);
+        let (place, len) = recalled.map_or((0, 0), |(place, len)| match place {
+            Place::Between => (1, len as u64),
+            Place::Near => (2, len as u64),
+        });
+        to.u8(place);
+        to.u64(len);
+        to.u8(u8::from(self.awaits_answer));
+        to.u32s(&self.recent);
+        to.f32s(&self.logits);
+        to.u64(self.first_open.0);
+        to.u32(u32::try_from(self.open.len()).expect("fewer tokens are open than a block holds"));
+        for (id, origin) in &self.open {
+            to.u32(*id);
+            to.u8(u8::from(origin.is_words()));
+            encode_origin(origin, to);
+        }
+        match &self.recalled {
+            None => to.u8(0),
+            Some(blocks) => {
+                to.u8(1);
+                encode_refs(blocks, to);
+            }
+        }
+        to.0.extend_from_slice(&self.rows);
+    }
+
+    fn decode(body: &[u8]) -> Option<Self> {
+        let mut from = Decoder(body);
+        let (next, floor, shift) = (TokenPos(from.u64()?), TokenPos(from.u64()?), from.u64()?);
+        let mut len = || Some((from.u64()?, usize::try_from(from.u64()?).ok()?));
+        let gap = len().map(|(at, len)| (len > 0).then_some((TokenPos(at), len)))?;
+        let (place, len) = (from.u8()?, usize::try_from(from.u64()?).ok()?);
+        let recalled = match place {
+            0 => None,
+            1 => Some((Place::Between, len)),
+            2 => Some((Place::Near, len)),
+            _ => return None,
+        };
+        let timeline = TimelineState { next, floor, shift, gap, recalled };
+        let awaits_answer = from.u8()? != 0;
+        let (recent, logits) = (from.u32s()?, from.f32s()?);
+        let (first_open, n_open) = (TokenPos(from.u64()?), from.u32()?);
+        let mut open_token = || {
+            let (id, is_words) = (from.u32()?, from.u8()? != 0);
+            let words = if is_words { 0..usize::MAX } else { 0..0 };
+            Some((id, decode_origin(&mut from)?.with_words(words)))
+        };
+        let open = (0..n_open).map(|_| open_token()).collect::<Option<_>>()?;
+        let recalled = match from.u8()? {
+            0 => None,
+            _ => Some(decode_refs(&mut from)?),
+        };
+        let rows = from.0.to_vec();
+        Some(Self { timeline, awaits_answer, recent, logits, first_open, open, recalled, rows })
+    }
+}
