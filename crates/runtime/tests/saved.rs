@@ -1,6 +1,6 @@
 //! Sessions that stop, or are stopped, and go on.
 
-#![cfg(test)]
+#![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
 
 mod common;
 
@@ -363,7 +363,7 @@ fn what_is_forgotten_does_not_come_back() {
     let best = recall.blocks.last().unwrap().block.range();
     assert!(session.sections().recalled > 0);
     let forgotten = session.forget(&best).unwrap();
-    assert_eq!(forgotten, [best.clone()]);
+    assert_eq!(forgotten, std::slice::from_ref(&best));
     assert_eq!(session.sections().recalled, 0, "it leaves the cache, too");
     assert_eq!(session.forget(&best).unwrap(), []);
     let killed = copy(data.path());
