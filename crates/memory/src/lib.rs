@@ -111,7 +111,7 @@ pub use gate::Gate;
 pub use index::{Distance, ExactIndex, Hit, IndexError, VectorIndex};
 pub use kv::{BlockKv, KvRows, KvShape, KvType, Q8Rows};
 pub use memory::{Found, Memory, MemoryConfig, MemoryError, MemoryStats};
-pub use recall::{NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock};
+pub use recall::{BlockFilter, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock};
 pub use store::{
     BlockMeta, BlockStore, BlockText, Compacted, DEFAULT_SEGMENT_BYTES, Damage, DiskOptions,
     DiskStore, Maker, Overlay, RamStore, SessionFolder, StoreError, check_held, check_name,

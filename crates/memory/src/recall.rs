@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use everstream_kv_cache::{TokenPos, range_len};
 
-use crate::block::{Block, BlockId};
+use crate::block::{Block, BlockId, Role};
+use crate::store::BlockMeta;
 
 /// The order in which recalled blocks come back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +17,29 @@ pub enum RecallOrder {
     BestLast,
     /// As they stood in the stream.
     Stream,
+}
+
+/// Which blocks may be found at all; empty lists and `None` let all pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockFilter {
+    /// Written at this time or later.
+    pub since: Option<SystemTime>,
+    /// Written by one of these.
+    pub roles: Vec<Role>,
+    /// Read from a file whose name contains one of these texts.
+    pub sources: Vec<String>,
+}
+
+impl BlockFilter {
+    /// Whether a block may be found.
+    #[must_use]
+    pub fn passes(&self, meta: &BlockMeta) -> bool {
+        let source = meta.source.as_ref().map(|source| &*source.file);
+        self.since.is_none_or(|since| meta.written_at >= since)
+            && (self.roles.is_empty() || self.roles.contains(&meta.role))
+            && (self.sources.is_empty()
+                || source.is_some_and(|file| self.sources.iter().any(|part| file.contains(part))))
+    }
 }
 
 /// What to recall. [`RecallRequest::new`] fills in the defaults.
@@ -33,6 +58,8 @@ pub struct RecallRequest<'a> {
     pub order: RecallOrder,
     /// What is in the cache already for another reason, in any order.
     pub exclude: Vec<Range<TokenPos>>,
+    /// Which blocks may be recalled at all.
+    pub filter: BlockFilter,
 }
 
 impl<'a> RecallRequest<'a> {
@@ -46,12 +73,14 @@ impl<'a> RecallRequest<'a> {
             max_blocks: 4,
             order: RecallOrder::default(),
             exclude: Vec::new(),
+            filter: BlockFilter::default(),
         }
     }
 
-    /// The part of a block at `range` that may be recalled.
-    pub(crate) fn part_of(&self, range: &Range<TokenPos>) -> Option<Range<TokenPos>> {
-        eligible_part(range, &self.evicted, &self.exclude)
+    /// The part of a block that may be recalled.
+    pub(crate) fn part_of(&self, meta: &BlockMeta) -> Option<Range<TokenPos>> {
+        let may_be_found = !meta.is_forgotten && self.filter.passes(meta);
+        may_be_found.then(|| eligible_part(&meta.range, &self.evicted, &self.exclude))?
     }
 }
 
@@ -166,8 +195,9 @@ fn without(piece: &Range<TokenPos>, hole: &Range<TokenPos>) -> [Range<TokenPos>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::Source;
     use crate::rng::SplitMix64;
-    use crate::testing::positions;
+    use crate::testing::{new_block, positions, session};
 
     fn check(
         block: Range<u64>,
@@ -179,6 +209,27 @@ mod tests {
             exclude.iter().map(|&(start, end)| TokenPos(start)..TokenPos(end)).collect();
         let found = eligible_part(&positions(block), &positions(evicted), &exclude);
         assert_eq!(found, expected.map(positions));
+    }
+
+    #[test]
+    fn filters_look_at_time_role_and_source() {
+        let file = |name: &str| Some(Source { file: Arc::from(name), line: 1 });
+        let mut new = new_block(10..20, "text");
+        new.source = file("logs/mail.txt");
+        let block = Block::new(session(), new).unwrap();
+        let (meta, written_at) = (BlockMeta::from(&block), block.written_at());
+        let second = std::time::Duration::from_secs(1);
+        let check = |filter: BlockFilter, expected| assert_eq!(filter.passes(&meta), expected);
+        let all = BlockFilter::default;
+        check(all(), true);
+        check(BlockFilter { since: Some(written_at), ..all() }, true);
+        check(BlockFilter { since: Some(written_at + second), ..all() }, false);
+        check(BlockFilter { roles: vec![Role::User, Role::Document], ..all() }, true);
+        check(BlockFilter { roles: vec![Role::User], ..all() }, false);
+        check(BlockFilter { sources: vec!["chat".into(), "mail".into()], ..all() }, true);
+        check(BlockFilter { sources: vec!["chat".into()], ..all() }, false);
+        let spoken = BlockMeta { source: None, ..meta.clone() };
+        assert!(!BlockFilter { sources: vec![String::new()], ..all() }.passes(&spoken));
     }
 
     #[test]

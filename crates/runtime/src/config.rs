@@ -5,7 +5,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
-use everstream_memory::{BlockSizes, Gate, KvType as MemoryType, Nearest, RecallOrder, Strategy};
+use everstream_memory::{
+    BlockFilter, BlockSizes, Gate, KvType as MemoryType, Nearest, RecallOrder, Strategy,
+};
 
 use crate::SessionError;
 
@@ -95,6 +97,8 @@ pub struct RecallConfig {
     pub max_blocks: usize,
     /// What is relevant enough.
     pub gate: Gate,
+    /// Which blocks may be recalled at all.
+    pub filter: BlockFilter,
     /// Tokens per block.
     pub sizes: BlockSizes,
 }
@@ -107,6 +111,7 @@ impl Default for RecallConfig {
             order: RecallOrder::BestLast,
             max_blocks: 4,
             gate: Gate::default(),
+            filter: BlockFilter::default(),
             sizes: BlockSizes::default(),
         }
     }

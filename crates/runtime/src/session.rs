@@ -10,6 +10,7 @@ use everstream_memory::{
     RamStore, Recall, RecallRequest, RecalledBlock, Role,
 };
 use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
+use sha2::{Digest, Sha256};
 
 use crate::recorder::{Recorder, Rows};
 use crate::saved::{Event, Resumed, Saved};
@@ -40,10 +41,33 @@ pub struct Session {
     pub(crate) last_recall: Option<Recall>,
     /// Whether the model's turn has begun and not ended.
     pub(crate) awaits_answer: bool,
+    /// How far each document was read.
+    pub(crate) documents: Vec<DocumentProgress>,
+    /// The document that is being read.
+    pub(crate) reading: Option<usize>,
     /// Where the session is saved, if it is.
     pub(crate) saved: Option<Saved>,
     pub(crate) resumed: Option<Resumed>,
     timings: Timings,
+}
+
+/// How far a document was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DocumentProgress {
+    /// Of its name and its text.
+    pub(crate) digest: [u8; 32],
+    pub(crate) n_read: u64,
+}
+
+impl DocumentProgress {
+    fn digest(origin: &Origin, text: &str) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let name = origin.source.as_ref().map_or("", |source| &*source.file);
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        hash.update(text);
+        hash.finalize().into()
+    }
 }
 
 /// Where a session's time went.
@@ -114,6 +138,8 @@ impl Session {
             n_tokens: 0,
             last_recall: None,
             awaits_answer: false,
+            documents: Vec::new(),
+            reading: None,
             saved: None,
             resumed: None,
             timings: Timings::default(),
@@ -167,13 +193,70 @@ impl Session {
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
         let tokens = self.encode(text)?;
-        self.check_dense(tokens.len())?;
-        let mut n_read = 0;
+        let n_read = self.ingest_tokens(&tokens, 0, &mut origin, observer.take(), progress)?;
+        self.end_turn()?;
+        Ok(n_read)
+    }
+
+    /// As [`Session::ingest`], but what was read of this document before is not read again: a
+    /// session that was stopped while it read goes on there. `progress` hears of all tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::ingest`].
+    pub fn ingest_rest(
+        &mut self,
+        text: &str,
+        mut origin: Origin,
+        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
+    ) -> Result<usize, SessionError> {
+        let tokens = self.encode(text)?;
+        let digest = DocumentProgress::digest(&origin, text);
+        let at = match self.documents.iter().position(|document| document.digest == digest) {
+            Some(at) => at,
+            None => self.documents.len(),
+        };
+        let n_before = self.documents.get(at).map_or(0, |document| document.n_read as usize);
+        let Some(read) = tokens.get(..n_before).filter(|read| read.len() < tokens.len()) else {
+            // It may have been stopped between the last token and the end of the turn.
+            if self.reading == Some(at) {
+                self.end_turn()?;
+            }
+            return Ok(0);
+        };
+        read.iter().for_each(|&id| origin.move_past(self.model.tokenizer().token_bytes(id)));
+        self.begin_document(digest)?;
+        let n_read = self.ingest_tokens(&tokens, n_before, &mut origin, None, progress)?;
+        self.end_turn()?;
+        Ok(n_read - n_before)
+    }
+
+    /// What is read from now until the turn ends is part of this document.
+    pub(crate) fn begin_document(&mut self, digest: [u8; 32]) -> Result<(), SessionError> {
+        self.log(|| Event::Document(digest))?;
+        let known = self.documents.iter().position(|document| document.digest == digest);
+        self.reading = Some(known.unwrap_or(self.documents.len()));
+        if known.is_none() {
+            self.documents.push(DocumentProgress { digest, n_read: 0 });
+        }
+        Ok(())
+    }
+
+    /// Reads tokens from number `n_read` on; returns how many have been read then.
+    fn ingest_tokens(
+        &mut self,
+        tokens: &[u32],
+        mut n_read: usize,
+        origin: &mut Origin,
+        mut observer: Option<&mut Observer<'_>>,
+        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
+    ) -> Result<usize, SessionError> {
+        self.check_dense(tokens.len() - n_read)?;
         let mut read = Ok(());
         while read.is_ok() && n_read < tokens.len() {
             let n = self.next_chunk(tokens.len() - n_read);
             let chunk = &tokens[n_read..n_read + n];
-            read = self.read_chunk(chunk, &mut origin, observer.as_deref_mut());
+            read = self.read_chunk(chunk, origin, observer.as_deref_mut());
             if read.is_ok() {
                 n_read += n;
                 if progress(self, n_read, tokens.len()).is_break() {
@@ -182,7 +265,6 @@ impl Session {
             }
         }
         self.predict_after(read)?;
-        self.end_turn()?;
         Ok(n_read)
     }
 
@@ -272,6 +354,7 @@ impl Session {
                 max_tokens: self.config.context_tokens,
                 max_blocks,
                 order: self.config.recall.order,
+                filter: self.config.recall.filter.clone(),
                 ..RecallRequest::new(&query, self.cache.timeline().evicted())
             };
             recall = recorder.memory.recall(&request)?;
@@ -364,7 +447,7 @@ impl Session {
     /// [`SessionError::Memory`].
     pub fn end_turn(&mut self) -> Result<(), SessionError> {
         self.log(|| Event::EndTurn)?;
-        self.awaits_answer = false;
+        (self.awaits_answer, self.reading) = (false, None);
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
         recorder.end_turn();
         recorder.settle(self.model.tokenizer(), &self.cache)?;
@@ -422,6 +505,8 @@ impl Session {
             n_tokens: self.n_tokens,
             last_recall: self.last_recall.clone(),
             awaits_answer: self.awaits_answer,
+            documents: self.documents.clone(),
+            reading: self.reading,
             saved: None,
             resumed: None,
             timings: self.timings,
@@ -470,8 +555,9 @@ impl Session {
         self.recorder.as_ref().map(|r| &r.memory)
     }
 
-    /// The `n` blocks nearest to `query`, nearest first, evicted or not and without the gate: for
-    /// people who look what is there. Empty if the policy has no memory.
+    /// The `n` blocks nearest to `query`, nearest first, evicted or not and without the gate, as
+    /// far as the filter lets them be found: for people who look what is there. Empty if the policy
+    /// has no memory.
     ///
     /// # Errors
     ///
@@ -479,7 +565,7 @@ impl Session {
     pub fn search(&mut self, query: &str, n: usize) -> Result<Vec<Found>, SessionError> {
         let Some(recorder) = &mut self.recorder else { return Ok(Vec::new()) };
         recorder.settle(self.model.tokenizer(), &self.cache)?;
-        Ok(recorder.memory.search(query, n)?)
+        Ok(recorder.memory.search(query, n, &self.config.recall.filter)?)
     }
 
     /// What is in the recalled section, and what was turned away.
@@ -588,6 +674,9 @@ impl Session {
             self.keep_recent(tokens, QUERY_TOKENS);
         }
         self.n_tokens += tokens.len() as u64;
+        if let Some(document) = self.reading.and_then(|i| self.documents.get_mut(i)) {
+            document.n_read += tokens.len() as u64;
+        }
         if let Some(observer) = observer {
             self.observe(first, tokens.len(), observer);
         }

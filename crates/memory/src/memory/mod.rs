@@ -19,7 +19,7 @@ use crate::cutter::BlockCutter;
 use crate::embed::Embedder;
 use crate::gate::Gate;
 use crate::index::{Hit, VectorIndex};
-use crate::recall::{NotRecalled, Recall, RecallRequest, RecalledBlock};
+use crate::recall::{BlockFilter, NotRecalled, Recall, RecallRequest, RecalledBlock};
 use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
 
@@ -189,12 +189,20 @@ impl Memory {
     /// # Errors
     ///
     /// [`MemoryError`] if embedding, searching or reading fails.
-    pub fn search(&mut self, query: &str, n: usize) -> Result<Vec<Found>, MemoryError> {
+    pub fn search(
+        &mut self,
+        query: &str,
+        n: usize,
+        filter: &BlockFilter,
+    ) -> Result<Vec<Found>, MemoryError> {
         self.flush()?;
         let embedding = self.embed_query(query)?;
         let mut hits = Vec::new();
-        let is_held = |id| self.order.get(&id).is_some_and(|&order| self.is_held(order));
-        self.index.search(&embedding, n, &is_held, &mut hits)?;
+        let may_be_found = |id| {
+            let meta = self.order.get(&id).and_then(|&order| self.store.metas().get(order));
+            meta.is_some_and(|meta| !meta.is_forgotten && filter.passes(meta))
+        };
+        self.index.search(&embedding, n, &may_be_found, &mut hits)?;
         let found = |hit: &Hit| {
             let order = self.order_of(hit);
             let (meta, text) = (self.store.metas()[order].clone(), self.store.text(order)?);
@@ -367,7 +375,7 @@ impl Memory {
         let mut evicted = metas.iter().take_while(|meta| meta.range.start < request.evicted.end);
         request.max_blocks > 0
             && !request.query.trim().is_empty()
-            && evicted.any(|meta| request.part_of(&meta.range).is_some())
+            && evicted.any(|meta| request.part_of(meta).is_some())
     }
 
     fn proposed(&mut self, request: &RecallRequest<'_>) -> Result<Vec<Hit>, MemoryError> {
@@ -386,7 +394,7 @@ impl Memory {
 
     fn eligible_part(&self, request: &RecallRequest<'_>, id: BlockId) -> Option<Range<TokenPos>> {
         let meta = self.store.metas().get(*self.order.get(&id)?)?;
-        if meta.is_forgotten { None } else { request.part_of(&meta.range) }
+        request.part_of(meta)
     }
 
     /// Sorts what was proposed into recalled, gated and skipped.

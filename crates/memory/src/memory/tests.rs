@@ -147,7 +147,7 @@ fn an_empty_question_or_memory_recalls_nothing() {
     assert!(memory.recall(&nothing).unwrap().blocks.is_empty());
     let mut empty = memory_of(config());
     assert!(empty.recall(&request("harbour", 104)).unwrap().blocks.is_empty());
-    assert!(empty.search("harbour", 3).unwrap().is_empty());
+    assert!(empty.search("harbour", 3, &BlockFilter::default()).unwrap().is_empty());
     let mut reversed = request("harbour", 104);
     reversed.evicted = TokenPos(9)..TokenPos(4);
     assert!(matches!(memory.recall(&reversed), Err(MemoryError::Range { start: 9, end: 4 })));
@@ -157,11 +157,11 @@ fn an_empty_question_or_memory_recalls_nothing() {
 fn people_search_without_gate_and_window() {
     let mut memory = filled();
     memory.set_gate(Gate { max_distance: Some(0.0) });
-    let found = memory.search("the ferry", 2).unwrap();
+    let found = memory.search("the ferry", 2, &BlockFilter::default()).unwrap();
     assert_eq!(found[0].text.text, TEXTS[3]);
     assert_eq!(found.len(), 2);
     assert!(found[0].distance <= found[1].distance);
-    assert_eq!(memory.search("the ferry", 99).unwrap().len(), 5);
+    assert_eq!(memory.search("the ferry", 99, &BlockFilter::default()).unwrap().len(), 5);
     let last = memory.block(4).unwrap();
     assert_eq!((last.id(), last.text()), (memory.metas()[4].id, TEXTS[4]));
     assert!(memory.block(5).is_err());
@@ -302,7 +302,7 @@ fn a_failing_embedder_costs_no_block() {
     let before = memory.stats();
     assert!(memory.flush().is_err());
     assert!(memory.recall(&request("storm", 80)).is_err());
-    assert!(memory.search("storm", 1).is_err());
+    assert!(memory.search("storm", 1, &BlockFilter::default()).is_err());
     assert_eq!(memory.stats(), before);
     assert_eq!((before.n_blocks, before.n_pending), (4, 4));
     let recall = memory.recall(&request("storm in march", 80)).unwrap();
@@ -406,7 +406,7 @@ fn branches_share_blocks_and_embeddings_and_go_their_own_way() {
     left.remember(new_block(104..120, "Left found a red kite.")).unwrap();
     right.remember(new_block(104..130, "Right found a red kite.")).unwrap();
     let ends = |memory: &mut Memory| {
-        let found = memory.search("red kite", 1).unwrap();
+        let found = memory.search("red kite", 1, &BlockFilter::default()).unwrap();
         found[0].meta.range.end.0
     };
     assert_eq!((ends(&mut left), ends(&mut right)), (120, 130));
@@ -542,7 +542,8 @@ fn naive(all: &[(Range<u64>, String)], request: &RecallRequest<'_>) -> Vec<(u64,
     let mut near: Vec<(f32, u64, u64)> = all
         .iter()
         .filter_map(|(range, text)| {
-            let part = request.part_of(&positions(range.clone()))?;
+            let block = Block::new(Arc::from("test"), new_block(range.clone(), text)).unwrap();
+            let part = request.part_of(&BlockMeta::from(&block))?;
             Some((distance(text), part.start.0, part.end.0))
         })
         .collect();

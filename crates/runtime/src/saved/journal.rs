@@ -23,6 +23,7 @@ const RECALL: u8 = 2;
 const END_RECALL: u8 = 3;
 const BEGIN_ANSWER: u8 = 4;
 const END_TURN: u8 = 5;
+const DOCUMENT: u8 = 6;
 
 /// A block that is or was in the recalled section.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +46,8 @@ pub(crate) enum Event {
     BeginAnswer,
     /// A turn ended.
     EndTurn,
+    /// A document began, or went on: its digest.
+    Document([u8; 32]),
 }
 
 impl Event {
@@ -73,6 +76,10 @@ impl Event {
             Self::EndRecall => END_RECALL,
             Self::BeginAnswer => BEGIN_ANSWER,
             Self::EndTurn => END_TURN,
+            Self::Document(digest) => {
+                to.0.extend_from_slice(digest);
+                DOCUMENT
+            }
         };
         (kind, to.0)
     }
@@ -90,6 +97,7 @@ impl Event {
             END_RECALL => Self::EndRecall,
             BEGIN_ANSWER => Self::BeginAnswer,
             END_TURN => Self::EndTurn,
+            DOCUMENT => Self::Document(from.take(32)?.try_into().ok()?),
             _ => return None,
         };
         from.end()?;
@@ -251,6 +259,7 @@ mod tests {
             ),
             Event::EndRecall,
             Event::EndTurn,
+            Event::Document([9; 32]),
         ]
     }
 

@@ -295,6 +295,8 @@ impl Session {
         State {
             timeline: self.cache.timeline().state(),
             awaits_answer: self.awaits_answer,
+            documents: self.documents.clone(),
+            reading: self.reading,
             recent: self.recent.clone(),
             logits: self.logits.clone(),
             first_open,
@@ -310,6 +312,8 @@ impl Session {
         self.recent.clone_from(&state.recent);
         self.logits.clone_from(&state.logits);
         self.awaits_answer = state.awaits_answer;
+        self.documents.clone_from(&state.documents);
+        self.reading = state.reading;
         let refs = state.recalled.as_deref();
         self.last_recall = refs.map(|refs| self.recall_of(refs, resumed)).transpose()?;
         if let Some(recorder) = &mut self.recorder {
@@ -339,6 +343,7 @@ impl Session {
                 Ok(())
             }
             Event::EndTurn => self.end_turn(),
+            Event::Document(digest) => self.begin_document(*digest),
         }
     }
 

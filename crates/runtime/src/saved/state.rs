@@ -9,6 +9,7 @@ use everstream_memory::{BlockSizes, KvType as MemoryType, Maker, write_whole};
 use fs_err::File;
 
 use super::journal::{RecalledRef, decode_origin, decode_refs, encode_origin, encode_refs};
+use crate::session::DocumentProgress;
 use crate::{Origin, SessionConfig, SessionError};
 
 const KIND: u8 = 1;
@@ -122,6 +123,8 @@ pub(crate) struct Header {
 pub(crate) struct State {
     pub(crate) timeline: TimelineState,
     pub(crate) awaits_answer: bool,
+    pub(crate) documents: Vec<DocumentProgress>,
+    pub(crate) reading: Option<usize>,
     pub(crate) recent: Vec<u32>,
     pub(crate) logits: Vec<f32>,
     pub(crate) first_open: TokenPos,
@@ -202,6 +205,12 @@ impl State {
         to.u8(place);
         to.u64(len);
         to.u8(u8::from(self.awaits_answer));
+        to.u32(u32::try_from(self.documents.len()).expect("fewer documents than 2^32"));
+        for document in &self.documents {
+            to.0.extend_from_slice(&document.digest);
+            to.u64(document.n_read);
+        }
+        to.u64(self.reading.map_or(u64::MAX, |at| at as u64));
         to.u32s(&self.recent);
         to.f32s(&self.logits);
         to.u64(self.first_open.0);
@@ -235,6 +244,13 @@ impl State {
         };
         let timeline = TimelineState { next, floor, shift, gap, recalled };
         let awaits_answer = from.u8()? != 0;
+        let n_documents = from.u32()?;
+        let mut document = || {
+            let digest = from.take(32)?.try_into().ok()?;
+            Some(DocumentProgress { digest, n_read: from.u64()? })
+        };
+        let documents: Vec<_> = (0..n_documents).map(|_| document()).collect::<Option<_>>()?;
+        let reading = usize::try_from(from.u64()?).ok().filter(|&at| at < documents.len());
         let (recent, logits) = (from.u32s()?, from.f32s()?);
         let (first_open, n_open) = (TokenPos(from.u64()?), from.u32()?);
         let mut open_token = || {
@@ -248,6 +264,17 @@ impl State {
             _ => Some(decode_refs(&mut from)?),
         };
         let rows = from.0.to_vec();
-        Some(Self { timeline, awaits_answer, recent, logits, first_open, open, recalled, rows })
+        Some(Self {
+            timeline,
+            awaits_answer,
+            documents,
+            reading,
+            recent,
+            logits,
+            first_open,
+            open,
+            recalled,
+            rows,
+        })
     }
 }
