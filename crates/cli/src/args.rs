@@ -1,12 +1,16 @@
 //! What can be said on the command line.
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use everstream_runtime::kv_cache::{KvType, Place};
-use everstream_runtime::memory::{Gate, RecallOrder, Strategy};
+use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
+use everstream_runtime::memory::{
+    BlockFilter, Distance, Gate, KvType as MemoryType, RecallOrder, Role, Strategy,
+};
 use everstream_runtime::{Policy, RecallConfig, SamplerConfig, SessionConfig};
 
 use crate::examples;
@@ -43,6 +47,9 @@ pub(crate) struct Common {
     /// Folder for models [default: $XDG_CACHE_HOME/everstream or ~/.cache/everstream]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) cache_dir: Option<PathBuf>,
+    /// Folder for sessions [default: $XDG_DATA_HOME/everstream or ~/.local/share/everstream]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
     /// Use only what is in the cache folder
     #[arg(long, global = true)]
     pub(crate) offline: bool,
@@ -59,6 +66,9 @@ pub(crate) enum Command {
     /// Continue a text
     #[command(after_help = examples::GENERATE)]
     Generate(GenerateArgs),
+    /// Look at what sessions remember, export it, check it, delete it
+    #[command(after_help = examples::MEMORY)]
+    Memory(MemoryArgs),
     /// Score a text under one or more policies, on the same positions
     #[command(after_help = examples::PERPLEXITY)]
     Perplexity(PerplexityArgs),
@@ -132,6 +142,99 @@ pub(crate) struct RecallArgs {
         value_parser = distance
     )]
     pub(crate) gate: f32,
+    /// Recall again after every N tokens of an answer; 0 recalls at turns only
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) recall_every: usize,
+    /// Recall for each chunk of text that is read, too
+    #[arg(long)]
+    pub(crate) recall_on_ingest: bool,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    /// Storage of keys and values in the memory [default: q8 with --session, else f16]
+    #[arg(long, value_enum)]
+    pub(crate) memory_type: Option<MemoryTypeArg>,
+}
+
+/// Which blocks may be found.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FilterArgs {
+    /// Find only what was written since: a duration (2h, 3days) or a time (2026-11-25T08:00:00Z)
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub(crate) since: Option<SystemTime>,
+    /// Find only what this one wrote: user, assistant, document or system; may be repeated
+    #[arg(long, value_name = "ROLE", value_parser = role)]
+    pub(crate) role: Vec<Role>,
+    /// Find only what was read from a file with this in its name; may be repeated
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) source: Vec<String>,
+}
+
+impl FilterArgs {
+    pub(crate) fn filter(&self) -> BlockFilter {
+        BlockFilter { since: self.since, roles: self.role.clone(), sources: self.source.clone() }
+    }
+}
+
+fn since(text: &str) -> Result<SystemTime, String> {
+    if let Ok(duration) = humantime::parse_duration(text) {
+        let time = SystemTime::now().checked_sub(duration);
+        return time.ok_or_else(|| "that is before all time".to_owned());
+    }
+    let text = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    let parsed = humantime::parse_rfc3339_weak(&text);
+    parsed.map_err(|_| "use a duration such as 2h, or a time such as 2026-11-25".to_owned())
+}
+
+fn role(name: &str) -> Result<Role, String> {
+    let all = [Role::User, Role::Assistant, Role::Document, Role::System];
+    let found = all.into_iter().find(|role| role.as_str() == name);
+    found.ok_or_else(|| "use user, assistant, document or system".to_owned())
+}
+
+/// A size such as 500MB or 20GB.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1.0,
+        "KB" | "K" => 1e3,
+        "MB" | "M" => 1e6,
+        "GB" | "G" => 1e9,
+        "TB" | "T" => 1e12,
+        _ => return Err("use a size such as 500MB or 20GB".to_owned()),
+    };
+    let number: f64 = number.parse().map_err(|_| "use a size such as 500MB or 20GB".to_owned())?;
+    Ok((number * factor) as u64)
+}
+
+/// Where a session lives.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SessionArgs {
+    /// Keep the stream and its memory under this name; one that exists goes on where it ended
+    #[arg(long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
+    /// Disk space for what a session remembers; beyond it the oldest is dropped [default: half of
+    /// what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "session")]
+    pub(crate) memory_max: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MemoryTypeArg {
+    F32,
+    F16,
+    /// 8 bits
+    Q8,
+}
+
+impl From<MemoryTypeArg> for MemoryType {
+    fn from(arg: MemoryTypeArg) -> Self {
+        match arg {
+            MemoryTypeArg::F32 => Self::F32,
+            MemoryTypeArg::F16 => Self::F16,
+            MemoryTypeArg::Q8 => Self::Q8,
+        }
+    }
 }
 
 fn strategy(name: &str) -> Result<Arc<dyn Strategy>, String> {
@@ -208,8 +311,14 @@ impl RecallArgs {
             strategy: Arc::clone(&self.strategy),
             max_blocks: self.recall_blocks,
             gate: Gate { max_distance: Some(self.gate) },
+            filter: self.filter.filter(),
+            every: self.recall_every,
+            on_ingest: self.recall_on_ingest,
             ..config.recall
         };
+        if let Some(memory_type) = self.memory_type {
+            config.memory_type = memory_type.into();
+        }
     }
 }
 
@@ -289,11 +398,14 @@ pub(crate) struct ChatArgs {
     pub(crate) recall: RecallArgs,
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
     /// System prompt; its tokens are pinned as sinks
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// Text files to read first. Without --system the stream then begins with the text itself,
-    /// which the small models were measured to remember best
+    /// Text files and folders to read first; - is standard input, which then holds no turns.
+    /// Without --system the stream begins with the text itself, which the small models were
+    /// measured to remember best. What a session has read of a file is not read again
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) ingest: Vec<PathBuf>,
     /// Print one JSON object for each turn
@@ -313,7 +425,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE", group = "text_to_continue")]
     pub(crate) file: Option<PathBuf>,
     /// dense, window, recompute, sink or remember
-    #[arg(long, value_name = "POLICY", default_value = "sink")]
+    #[arg(long, value_name = "POLICY", default_value = "remember")]
     pub(crate) policy: Policy,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
@@ -427,4 +539,166 @@ pub(crate) struct ModelsArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MemoryArgs {
+    #[command(subcommand)]
+    pub(crate) action: MemoryAction,
+}
+
+/// What to do with what sessions remember.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum MemoryAction {
+    /// List all sessions
+    Ls(ListArgs),
+    /// List the blocks of a session
+    Show(ShowArgs),
+    /// Find the blocks of a session that are nearest to a text
+    Search(SearchArgs),
+    /// Write the blocks of a session as JSON Lines
+    Export(ExportArgs),
+    /// Read exported texts into a session, computing their keys and values
+    Import(ImportArgs),
+    /// Delete a session, or what it remembers of a range of tokens
+    Rm(RemoveArgs),
+    /// Read all that is stored of a session and name what is damaged
+    Verify(NamedSession),
+    /// Take off the disk what was forgotten or damaged
+    Compact(NamedSession),
+}
+
+/// Which session.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct NamedSession {
+    /// Name of the session
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub(crate) session: String,
+    /// Print JSON instead
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ListArgs {
+    /// Print one JSON object for each session
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    pub(crate) of: NamedSession,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    /// Only blocks with tokens of this range
+    #[arg(value_name = "START..END", value_parser = token_range)]
+    pub(crate) range: Option<Range<TokenPos>>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SearchArgs {
+    #[command(flatten)]
+    pub(crate) of: NamedSession,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    /// Blocks to show at most
+    #[arg(long, short, value_name = "N", default_value_t = 5)]
+    pub(crate) n: usize,
+    /// How far apart two texts are: l2, ip or cosine, as Chroma defines them
+    #[arg(long, value_name = "NAME", default_value = "cosine", value_parser = distance_name)]
+    pub(crate) distance: Distance,
+    /// What to search for
+    pub(crate) query: String,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ExportArgs {
+    /// Name of the session
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub(crate) session: String,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    /// With keys and values, in base64
+    #[arg(long)]
+    pub(crate) kv: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImportArgs {
+    /// Name of the session that reads them
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub(crate) session: String,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// JSON Lines with a `text` each, and perhaps `role` and `source`, as `export` writes them
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RemoveArgs {
+    /// Name of the session
+    #[arg(long, value_name = "NAME")]
+    pub(crate) session: String,
+    /// Only blocks with tokens of this range; `compact` then takes them off the disk
+    #[arg(value_name = "START..END", value_parser = token_range)]
+    pub(crate) range: Option<Range<TokenPos>>,
+}
+
+/// A range of tokens, `START..END`, or one token.
+pub(crate) fn token_range(text: &str) -> Result<Range<TokenPos>, String> {
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let range = match text.split_once("..") {
+        Some((start, end)) => number(start).zip(number(end)),
+        None => number(text).and_then(|token| Some((token, token.checked_add(1)?))),
+    };
+    match range {
+        Some((start, end)) if start < end => Ok(TokenPos(start)..TokenPos(end)),
+        _ => Err("use a range of tokens such as 120..180".to_owned()),
+    }
+}
+
+fn distance_name(name: &str) -> Result<Distance, String> {
+    let all = [Distance::L2, Distance::InnerProduct, Distance::Cosine];
+    let found = all.into_iter().find(|distance| distance.as_str() == name);
+    found.ok_or_else(|| "use l2, ip or cosine".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parser_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_ranges() {
+        for (text, bytes) in [("20GB", 20_000_000_000), ("1.5 mb", 1_500_000), ("7", 7)] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for text in ["", "GB", "1XB", "-1", "1.2.3"] {
+            assert!(size(text).is_err(), "{text:?}");
+        }
+        let range = |start, end| Ok(TokenPos(start)..TokenPos(end));
+        assert_eq!(token_range("120..180"), range(120, 180));
+        assert_eq!(token_range(" 7 "), range(7, 8));
+        for text in ["", "..", "5..", "5..5", "6..5", "a..b", "18446744073709551615", "-1..3"] {
+            assert!(token_range(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        assert_eq!(since("1970-01-02"), Ok(at(86_400)));
+        assert_eq!(since("1970-01-01T00:00:05Z"), Ok(at(5)));
+        assert!(since("2h").unwrap() < SystemTime::now());
+        for text in ["", "yesterday", "1970-13-02", "99999999999years"] {
+            assert!(since(text).is_err(), "{text:?}");
+        }
+    }
 }

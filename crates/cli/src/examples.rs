@@ -11,6 +11,8 @@ Examples:
   everstream chat
   everstream chat --ingest notes.md log.txt     talk about texts of any length
   everstream chat --system 'Answer in one sentence.' --policy sink
+  everstream chat --session work                go on tomorrow where it ended today
+  journalctl | everstream chat --session log --ingest -
   echo 'Who locked the gate?' | everstream chat --ingest log.txt --json
 
 Lines that begin with / are commands (/help lists them); // begins a turn that begins with /. On a
@@ -23,6 +25,15 @@ Examples:
   everstream generate --prompt 'Once upon a time'
   everstream generate --file story.txt --max-tokens 500 --temperature 0.8 --seed 3
   fortune | everstream generate --file - --json";
+
+pub(crate) const MEMORY: &str = "\
+Examples:
+  everstream memory ls
+  everstream memory show --session work --role user --since 2days
+  everstream memory search --session work 'where is the key?'
+  everstream memory export --session work > work.jsonl
+  everstream memory rm --session work 120..480  forgets these tokens; compact takes them off the disk
+  everstream memory verify --session work";
 
 pub(crate) const PERPLEXITY: &str = "\
 Examples:

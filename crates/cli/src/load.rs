@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind};
-use everstream_runtime::Policy;
 use everstream_runtime::kernels::Isa;
-use everstream_runtime::memory::{Embedder, MiniLm};
+use everstream_runtime::memory::{DEFAULT_SEGMENT_BYTES, Embedder, KvType, MiniLm, SessionFolder};
 use everstream_runtime::model::{Model, ModelOptions};
+use everstream_runtime::{Policy, Storage};
 
-use crate::args::Common;
+use crate::args::{Common, SessionArgs};
 use crate::output;
 use crate::output::PullProgress;
 
@@ -39,9 +39,39 @@ pub(crate) fn cache_dir(common: &Common) -> anyhow::Result<PathBuf> {
 }
 
 fn default_cache_dir() -> Option<PathBuf> {
+    xdg("XDG_CACHE_HOME", ".cache")
+}
+
+/// The program's folder under a base folder of the user's.
+fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
-    Some(cache.join("everstream"))
+    let base = folder(variable).or_else(|| Some(folder("HOME")?.join(default)))?;
+    Some(base.join("everstream"))
+}
+
+/// Storage of keys and values in sessions that are kept: half of f16, with a loss that is measured
+/// in `docs/BENCHMARKS.md`.
+pub(crate) const SAVED_MEMORY_TYPE: KvType = KvType::Q8;
+
+/// The folder for sessions.
+pub(crate) fn data_dir(common: &Common) -> anyhow::Result<PathBuf> {
+    match &common.data_dir {
+        Some(dir) => Ok(dir.clone()),
+        None => xdg("XDG_DATA_HOME", ".local/share").context(
+            "no folder for sessions: neither XDG_DATA_HOME nor HOME is set; use --data-dir DIR",
+        ),
+    }
+}
+
+/// Where a session lives, and how much it may take.
+pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Option<Storage>> {
+    let Some(name) = &args.session else { return Ok(None) };
+    let folder = Arc::new(SessionFolder::create(&data_dir(common)?, name)?);
+    let max_bytes = match args.memory_max {
+        Some(max_bytes) => max_bytes,
+        None => (fs4::available_space(folder.path())? / 2).max(2 * DEFAULT_SEGMENT_BYTES),
+    };
+    Ok(Some(Storage { folder, max_bytes: Some(max_bytes) }))
 }
 
 /// The files of a model, pulled if they are absent.

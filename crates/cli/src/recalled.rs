@@ -11,6 +11,12 @@ const SHOWN_CHARS: usize = 72;
 
 /// Says on standard error what was recalled, or why nothing was.
 pub(crate) fn note(tokenizer: &Tokenizer, recall: &Recall) {
+    lines(tokenizer, recall).iter().for_each(|line| output::dim_note(line));
+}
+
+/// What was recalled, or why nothing was.
+pub(crate) fn lines(tokenizer: &Tokenizer, recall: &Recall) -> Vec<String> {
+    let mut lines = Vec::new();
     for block in &recall.blocks {
         let (start, end) = (block.part.start.0, block.part.end.0);
         let part = if block.is_partial() { " (part of a block)" } else { "" };
@@ -19,19 +25,24 @@ pub(crate) fn note(tokenizer: &Tokenizer, recall: &Recall) {
             "recalled tokens {start}..{end}{part}, distance {:.3}: {words}",
             block.distance
         );
-        output::dim_note(&line);
+        lines.push(line);
+    }
+    for block in &recall.unreadable {
+        let (start, end) = (block.part.start.0, block.part.end.0);
+        lines.push(format!("not recalled, damaged on disk: tokens {start}..{end}"));
     }
     for (blocks, why) in
         [(&recall.gated, "too far from the question"), (&recall.skipped, "no room for")]
     {
         if let Some(nearest) = blocks.first().filter(|_| recall.blocks.is_empty()) {
-            output::dim_note(&format!(
+            lines.push(format!(
                 "nothing recalled, {why}: {} blocks, the nearest at distance {:.3}",
                 blocks.len(),
                 nearest.distance
             ));
         }
     }
+    lines
 }
 
 /// One object for each recalled block.

@@ -244,6 +244,14 @@ impl BlockKv {
         keys.checked_add(values)
     }
 
+    /// Keys, then values, little-endian; `docs/FORMAT.md` has the layout.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.bytes());
+        self.write_to(&mut bytes);
+        bytes
+    }
+
     /// Appends keys, then values, little-endian; `docs/FORMAT.md` has the layout.
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         self.keys.write_to(out);

@@ -99,6 +99,11 @@ pub struct RecallConfig {
     pub gate: Gate,
     /// Which blocks may be recalled at all.
     pub filter: BlockFilter,
+    /// Recall again after so many tokens of an answer, for its newest tokens; 0 recalls at turns
+    /// only.
+    pub every: usize,
+    /// Whether text that is read recalls as well: for each chunk, in front of it.
+    pub on_ingest: bool,
     /// Tokens per block.
     pub sizes: BlockSizes,
 }
@@ -112,6 +117,8 @@ impl Default for RecallConfig {
             max_blocks: 4,
             gate: Gate::default(),
             filter: BlockFilter::default(),
+            every: 0,
+            on_ingest: false,
             sizes: BlockSizes::default(),
         }
     }

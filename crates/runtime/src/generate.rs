@@ -98,6 +98,10 @@ impl Session {
                 break StopReason::EndOfTurn;
             }
             tokens.push(token);
+            let every = self.config().recall.every;
+            if every > 0 && tokens.len() > 1 && (tokens.len() - 1).is_multiple_of(every) {
+                self.recall("")?;
+            }
             self.append(&[token], Origin::turn(Role::Assistant))?;
             let tokenizer = self.model().tokenizer();
             // A signal is part of the stream, and nothing that anybody reads.

@@ -183,7 +183,7 @@ impl Recorder {
         while let Some(&len) = self.cut.first() {
             let range = self.first..self.first.after(len);
             let tokens = &self.open[..len];
-            let text: Vec<u8> = tokens.iter().flat_map(|t| t.text(tokenizer)).copied().collect();
+            let text = text_of(tokens, tokenizer);
             let block = NewBlock {
                 kv: read_kv(cache, &range, self.shape, self.kv_type)?,
                 role: most_common_role(tokens),
@@ -220,6 +220,23 @@ fn read_kv(
     }
     let kv = BlockKv::new(shape, n_tokens, &keys, &values, kv_type);
     Ok(kv.map_err(everstream_memory::MemoryError::from)?)
+}
+
+/// What tokens say. Markup between two turns says nothing, but their words do not run together.
+fn text_of(tokens: &[OpenToken], tokenizer: &Tokenizer) -> Vec<u8> {
+    let (mut text, mut is_apart) = (Vec::new(), false);
+    for token in tokens {
+        let words = token.text(tokenizer);
+        if words.is_empty() {
+            is_apart = !text.is_empty();
+            continue;
+        }
+        if std::mem::take(&mut is_apart) {
+            text.push(b'\n');
+        }
+        text.extend_from_slice(words);
+    }
+    text
 }
 
 fn most_common_role(tokens: &[OpenToken]) -> Role {

@@ -39,6 +39,8 @@ pub struct Session {
     pub(crate) n_tokens: u64,
     /// Why the last turn recalled what it did.
     pub(crate) last_recall: Option<Recall>,
+    /// Length of the stream when it was put into the cache.
+    pub(crate) recalled_at: u64,
     /// Whether the model's turn has begun and not ended.
     pub(crate) awaits_answer: bool,
     /// How far each document was read.
@@ -137,6 +139,7 @@ impl Session {
             logits: Vec::new(),
             n_tokens: 0,
             last_recall: None,
+            recalled_at: 0,
             awaits_answer: false,
             documents: Vec::new(),
             reading: None,
@@ -157,8 +160,7 @@ impl Session {
         mut config: SessionConfig,
         system: Option<&str>,
     ) -> Result<Self, SessionError> {
-        let prefix = model.template().system_prefix(system)?;
-        let tokens = encode_turn(&model, &prefix)?;
+        let tokens = system_tokens(&model, system)?;
         config.n_sink = config.n_sink.max(tokens.len());
         let mut session = Self::new(model, embedder, config)?;
         session.append(&tokens, Origin::turn(Role::System))?;
@@ -256,7 +258,10 @@ impl Session {
         while read.is_ok() && n_read < tokens.len() {
             let n = self.next_chunk(tokens.len() - n_read);
             let chunk = &tokens[n_read..n_read + n];
-            read = self.read_chunk(chunk, origin, observer.as_deref_mut());
+            read = self.recall_for_chunk(chunk);
+            if read.is_ok() {
+                read = self.read_chunk(chunk, origin, observer.as_deref_mut());
+            }
             if read.is_ok() {
                 n_read += n;
                 if progress(self, n_read, tokens.len()).is_break() {
@@ -268,6 +273,15 @@ impl Session {
         Ok(n_read)
     }
 
+    /// Recalls what is relevant to text that is about to be read, if that is asked for.
+    fn recall_for_chunk(&mut self, chunk: &[u32]) -> Result<(), SessionError> {
+        if self.config.recall.on_ingest && self.recorder.is_some() {
+            let query = self.text_of(&chunk[..chunk.len().min(QUERY_TOKENS)]);
+            self.recall(&query)?;
+        }
+        Ok(())
+    }
+
     /// Begins a user's turn: recalls what is relevant to it, then reads it. The model is to answer
     /// next.
     ///
@@ -275,8 +289,17 @@ impl Session {
     ///
     /// [`SessionError`].
     pub fn turn(&mut self, text: &str) -> Result<&Recall, SessionError> {
+        self.turn_about(text, text)
+    }
+
+    /// As [`Session::turn`], recalling what is relevant to another text than the turn's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::turn`].
+    pub fn turn_about(&mut self, text: &str, query: &str) -> Result<&Recall, SessionError> {
         let (tokens, origin) = self.encode_user_turn(text)?;
-        self.recall(text)?;
+        self.recall(query)?;
         self.append(&tokens, origin)?;
         self.begin_answer()?;
         Ok(self.last_recall.get_or_insert_default())
@@ -381,6 +404,10 @@ impl Session {
                 return Err(MemoryError::Shape { expected, found }.into());
             }
         }
+        if self.is_in_cache(&recall) {
+            self.last_recall = Some(recall);
+            return Ok(());
+        }
         let place = self.config.recall.place;
         // Tried on the positions alone, so that the last recall ends only if this one begins.
         let mut trial = self.cache.timeline().clone();
@@ -391,8 +418,19 @@ impl Session {
         let sources: Vec<&dyn KvSource> = rows.iter().map(|r| r as &dyn KvSource).collect();
         self.end_recall();
         self.cache.recall(place, &sources)?;
-        self.last_recall = Some(recall);
+        (self.last_recall, self.recalled_at) = (Some(recall), self.n_tokens);
         Ok(())
+    }
+
+    /// Whether just this was recalled here, and nothing read since. Doing it again would change
+    /// positions, and so the last bits: a stream that was killed between a recall and what follows
+    /// it would not go on as it would have.
+    fn is_in_cache(&self, recall: &Recall) -> bool {
+        let parts = |recall: &Recall| -> Vec<_> {
+            recall.blocks.iter().map(|b| (b.block.id(), b.part.clone())).collect()
+        };
+        self.recalled_at == self.n_tokens
+            && self.last_recall.as_ref().is_some_and(|last| parts(last) == parts(recall))
     }
 
     pub(crate) fn end_recall(&mut self) {
@@ -504,6 +542,7 @@ impl Session {
             logits: self.logits.clone(),
             n_tokens: self.n_tokens,
             last_recall: self.last_recall.clone(),
+            recalled_at: self.recalled_at,
             awaits_answer: self.awaits_answer,
             documents: self.documents.clone(),
             reading: self.reading,
@@ -803,6 +842,11 @@ pub fn encode(model: &Model, text: &str) -> Result<Vec<u32>, SessionError> {
 fn encode_turn(model: &Model, turn: &TurnText) -> Result<Vec<u32>, SessionError> {
     check_bytes(model, turn.as_str())?;
     Ok(model.tokenizer().encode_turn(turn))
+}
+
+/// The tokens of the system turn that a stream begins with.
+pub(crate) fn system_tokens(model: &Model, system: Option<&str>) -> Result<Vec<u32>, SessionError> {
+    encode_turn(model, &model.template().system_prefix(system)?)
 }
 
 /// Refuses text that the tokenizer would silently lose.

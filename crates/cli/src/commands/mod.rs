@@ -5,5 +5,6 @@ pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod memory;
 pub(crate) mod models;
 pub(crate) mod perplexity;

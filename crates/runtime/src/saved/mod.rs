@@ -20,11 +20,12 @@ use std::sync::Arc;
 
 use everstream_kv_cache::TokenPos;
 use everstream_memory::{
-    BlockStore, DiskOptions, DiskStore, Embedder, Maker, MemoryError, Recall, RecalledBlock,
+    BlockStore, DiskOptions, DiskStore, Embedder, Maker, MemoryError, Recall, RecalledBlock, Role,
     SessionFolder, StoreError,
 };
 use everstream_model::Model;
 
+use crate::session::system_tokens;
 use crate::{Origin, Policy, Session, SessionConfig, SessionError};
 pub(crate) use journal::{Event, Journal, recalled_refs};
 pub(crate) use maker::maker;
@@ -148,7 +149,7 @@ impl Session {
         let found = find(&storage.folder)?;
         let options = DiskOptions {
             maker: Some(maker.clone()),
-            encoder: embedder.name(),
+            encoder: Some(embedder.name()),
             max_bytes: storage.max_bytes,
             ..DiskOptions::default()
         };
@@ -190,6 +191,30 @@ impl Session {
             }
         };
         session.begin_saving(storage, maker, found.newest)?;
+        Ok(session)
+    }
+
+    /// As [`Session::open`]; a new stream begins with the model's system turn, pinned as in
+    /// [`Session::with_system`]. One that exists keeps the turn that it began with.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::open`], and if the template refuses a system turn.
+    pub fn open_with_system(
+        model: Arc<Model>,
+        embedder: Arc<dyn Embedder>,
+        mut config: SessionConfig,
+        storage: &Storage,
+        system: Option<&str>,
+    ) -> Result<Self, SessionError> {
+        let tokens = system_tokens(&model, system)?;
+        if saved_geometry(&storage.folder)?.is_none() {
+            config.n_sink = config.n_sink.max(tokens.len());
+        }
+        let mut session = Self::open(model, embedder, config, storage)?;
+        if session.n_tokens == 0 {
+            session.append(&tokens, Origin::turn(Role::System))?;
+        }
         Ok(session)
     }
 
@@ -302,6 +327,7 @@ impl Session {
             first_open,
             open,
             recalled: self.last_recall.as_ref().map(recalled_refs),
+            recalled_at: self.recalled_at,
             rows,
         }
     }
@@ -314,6 +340,7 @@ impl Session {
         self.awaits_answer = state.awaits_answer;
         self.documents.clone_from(&state.documents);
         self.reading = state.reading;
+        self.recalled_at = state.recalled_at;
         let refs = state.recalled.as_deref();
         self.last_recall = refs.map(|refs| self.recall_of(refs, resumed)).transpose()?;
         if let Some(recorder) = &mut self.recorder {

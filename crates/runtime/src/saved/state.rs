@@ -131,6 +131,7 @@ pub(crate) struct State {
     /// Each open token, and whether it is a word.
     pub(crate) open: Vec<(u32, Origin)>,
     pub(crate) recalled: Option<Vec<RecalledRef>>,
+    pub(crate) recalled_at: u64,
     pub(crate) rows: Vec<u8>,
 }
 
@@ -213,6 +214,7 @@ impl State {
         to.u64(self.reading.map_or(u64::MAX, |at| at as u64));
         to.u32s(&self.recent);
         to.f32s(&self.logits);
+        to.u64(self.recalled_at);
         to.u64(self.first_open.0);
         to.u32(u32::try_from(self.open.len()).expect("fewer tokens are open than a block holds"));
         for (id, origin) in &self.open {
@@ -252,6 +254,7 @@ impl State {
         let documents: Vec<_> = (0..n_documents).map(|_| document()).collect::<Option<_>>()?;
         let reading = usize::try_from(from.u64()?).ok().filter(|&at| at < documents.len());
         let (recent, logits) = (from.u32s()?, from.f32s()?);
+        let recalled_at = from.u64()?;
         let (first_open, n_open) = (TokenPos(from.u64()?), from.u32()?);
         let mut open_token = || {
             let (id, is_words) = (from.u32()?, from.u8()? != 0);
@@ -274,6 +277,7 @@ impl State {
             first_open,
             open,
             recalled,
+            recalled_at,
             rows,
         })
     }

@@ -32,7 +32,9 @@ impl Chat<'_> {
         self.stop.store(false, Ordering::Relaxed);
         let (start, before) = (Instant::now(), self.session.timings());
         let n_before = self.session.n_tokens();
-        let recall = self.session.turn(text)?.clone();
+        let query = self.next_query.take();
+        let query = query.as_deref().unwrap_or(text);
+        let recall = self.session.turn_about(text, query)?.clone();
         let (n_prompt, prefill) = (self.session.n_tokens() - n_before, start.elapsed());
         recalled::note(self.session.model().tokenizer(), &recall);
         let (generated, ttft) = self.answer(start)?;

@@ -6,7 +6,8 @@ use everstream_runtime::kv_cache::Place;
 use everstream_runtime::memory::RecallOrder;
 use everstream_runtime::{Policy, Session};
 
-use crate::output;
+use crate::args::token_range;
+use crate::{output, recalled};
 
 const HELP: &str = "\
 /help            this list
@@ -14,6 +15,8 @@ const HELP: &str = "\
 /policy          the policy and the sections of the cache
 /memory          what the memory holds
 /memory QUERY    the blocks nearest to a query, recalled or not
+/recall QUERY    the next turn recalls what is relevant to a query, and not to itself
+/forget A..B     forgets the blocks with these tokens; a recall of them ends
 /quit            ends the chat, as Ctrl-D does
 Ctrl-C stops an answer. A line that begins with // is a turn that begins with /.";
 
@@ -34,13 +37,16 @@ pub(super) enum Line<'a> {
     Surplus(&'a str),
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command<'a> {
     Help,
     Stats,
     Policy,
     /// The query may be empty.
     Memory(&'a str),
+    Recall(&'a str),
+    /// Still to be parsed.
+    Forget(&'a str),
     Quit,
 }
 
@@ -52,6 +58,8 @@ pub(super) fn parse(line: &str) -> Line<'_> {
         None if line.is_empty() => Line::Blank,
         Some(name) if name.starts_with('/') => Line::Turn(&line[1..]),
         Some("memory") => Line::Command(Command::Memory(rest.trim())),
+        Some("recall") => Line::Command(Command::Recall(rest.trim())),
+        Some("forget") => Line::Command(Command::Forget(rest.trim())),
         // The others take nothing, and would ignore it without a word.
         Some("help" | "stats" | "policy" | "quit") if !rest.is_empty() => Line::Surplus(word),
         Some("help") => Line::Command(Command::Help),
@@ -71,6 +79,8 @@ pub(super) fn run(session: &mut Session, command: Command<'_>) -> anyhow::Result
         Command::Policy => policy(session),
         Command::Memory("") => memory(session),
         Command::Memory(query) => search(session, query)?,
+        Command::Recall(query) => recall(session, query)?,
+        Command::Forget(range) => forget(session, range)?,
     })
 }
 
@@ -182,6 +192,39 @@ fn search(session: &mut Session, query: &str) -> anyhow::Result<String> {
     Ok(if text.is_empty() { "the memory is empty\n".to_owned() } else { text })
 }
 
+/// Shows what the next turn will recall.
+fn recall(session: &mut Session, query: &str) -> anyhow::Result<String> {
+    if session.memory().is_none() {
+        return Ok(no_memory(session));
+    }
+    let recall = session.recall(query)?.clone();
+    let lines = recalled::lines(session.model().tokenizer(), &recall);
+    Ok(if lines.is_empty() {
+        "nothing has left the window yet\n".to_owned()
+    } else {
+        lines.join("\n")
+    })
+}
+
+fn forget(session: &mut Session, range: &str) -> anyhow::Result<String> {
+    if session.memory().is_none() {
+        return Ok(no_memory(session));
+    }
+    let range = token_range(range).map_err(|problem| anyhow::anyhow!("/forget: {problem}"))?;
+    let forgotten = session.forget(&range)?;
+    let mut text = String::new();
+    for range in &forgotten {
+        let _ = writeln!(text, "forgot tokens {}..{}", range.start.0, range.end.0);
+    }
+    if forgotten.is_empty() {
+        text = "nothing is remembered of these tokens\n".to_owned();
+    }
+    if session.evicted().end < range.end {
+        text += "what is still in the window stays there until it leaves\n";
+    }
+    Ok(text)
+}
+
 fn no_memory(session: &Session) -> String {
     format!("policy {} has no memory: start with --policy remember\n", session.config().policy)
 }
@@ -199,6 +242,8 @@ mod tests {
         check("/quit", Line::Command(Command::Quit));
         check(" /memory  the gate ", Line::Command(Command::Memory("the gate")));
         check("/memory", Line::Command(Command::Memory("")));
+        check("/recall the gate", Line::Command(Command::Recall("the gate")));
+        check("/forget 1..2", Line::Command(Command::Forget("1..2")));
         check("/stats now", Line::Surplus("/stats"));
         check("/quit ", Line::Command(Command::Quit));
         check("/exit", Line::Unknown("/exit"));

@@ -85,7 +85,7 @@ pub(super) struct Catalog {
 
 impl Catalog {
     /// Opens the catalogue at `path`, or begins one. Embeddings of another encoder are left out.
-    pub(super) fn open(path: &Path, encoder: &str) -> Result<(Self, Known), StoreError> {
+    pub(super) fn open(path: &Path, encoder: Option<&str>) -> Result<(Self, Known), StoreError> {
         let mut reading = Reading::default();
         if path.exists() {
             let file = File::open(path)?;
@@ -94,7 +94,9 @@ impl Catalog {
                 Ok(())
             })?;
         }
-        let is_ours = reading.encoder.as_deref() == Some(encoder);
+        let found = reading.encoder.take();
+        let encoder = encoder.or(found.as_deref()).unwrap_or_default().to_owned();
+        let is_ours = found.as_ref() == Some(&encoder);
         if !is_ours {
             reading.embeddings.clear();
         }
@@ -104,8 +106,7 @@ impl Catalog {
         }
         let Reading { known, embeddings, len, .. } = reading;
         let file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
-        let mut catalog =
-            Self { path: path.to_owned(), file, len, encoder: encoder.to_owned(), embeddings };
+        let mut catalog = Self { path: path.to_owned(), file, len, encoder, embeddings };
         let live = catalog.live_bytes(&known);
         if !is_ours || !reading.is_whole || len > 2 * live + MAX_GARBAGE_BYTES {
             catalog.rewrite(&known)?;

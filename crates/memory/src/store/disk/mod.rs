@@ -61,8 +61,9 @@ pub const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
 pub struct DiskOptions {
     /// What makes the keys and values; `None` takes what made those that are stored.
     pub maker: Option<Maker>,
-    /// Names the sentence encoder. Embeddings of another one are made again.
-    pub encoder: String,
+    /// Names the sentence encoder. Embeddings of another one are made again; `None` takes what is
+    /// there.
+    pub encoder: Option<String>,
     /// Bytes after which a new segment begins.
     pub segment_bytes: u64,
     /// Bytes of keys and values that are kept in RAM after they were read.
@@ -76,7 +77,7 @@ impl Default for DiskOptions {
     fn default() -> Self {
         Self {
             maker: None,
-            encoder: String::new(),
+            encoder: None,
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             hot_bytes: 64 << 20,
             max_bytes: None,
@@ -194,7 +195,8 @@ impl DiskStore {
         let blocks = folder.path().join("blocks");
         fs_err::create_dir_all(&blocks)?;
         compact::finish_interrupted(&blocks)?;
-        let (catalog, known) = Catalog::open(&folder.path().join("catalog"), &options.encoder)?;
+        let (catalog, known) =
+            Catalog::open(&folder.path().join("catalog"), options.encoder.as_deref())?;
         let opening = Opening::new(&blocks, known)?;
         let made = opening.header.as_ref().map(|header| &header.maker);
         if let (Some(made), Some(maker)) = (made, &options.maker)
@@ -410,8 +412,7 @@ impl BlockStore for DiskStore {
         let maker = self.maker.as_ref().map(Maker::id).unwrap_or_default();
         let summary = Summary::of(&block, maker);
         let head = head::encode(&block, &summary);
-        let mut body = Vec::with_capacity(block.kv().bytes());
-        block.kv().write_to(&mut body);
+        let body = block.kv().to_bytes();
         self.record.clear();
         record::encode(segment::BLOCK, &head, &body, &mut self.record);
         let (number, offset) = self.append_record()?;

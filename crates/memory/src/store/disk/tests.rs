@@ -14,6 +14,7 @@ fn maker(weights: u8) -> Maker {
 fn options() -> DiskOptions {
     DiskOptions {
         maker: Some(maker(1)),
+        encoder: Some("words".to_owned()),
         segment_bytes: 2000,
         hot_bytes: 0,
         ..DiskOptions::default()
@@ -423,7 +424,11 @@ fn another_model_is_refused_and_no_model_needed_to_look() {
 fn another_encoder_embeds_again() {
     let data = tempfile::tempdir().unwrap();
     drop(filled(data.path(), 2));
-    let other = DiskOptions { encoder: "other".to_owned(), ..options() };
+    let other = DiskOptions { encoder: Some("other".to_owned()), ..options() };
+    let any = DiskOptions { encoder: None, ..options() };
+    let store = open_with(data.path(), any).unwrap();
+    assert_eq!(store.embedding(0).unwrap(), Some(vec![0.0, 1.0]), "who only looks keeps all");
+    drop(store);
     let store = open_with(data.path(), other).unwrap();
     assert_eq!(store.embedding(0).unwrap(), None);
 }
