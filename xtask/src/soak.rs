@@ -13,7 +13,9 @@ usage: cargo xtask soak NAME
   million   1,000,000 tokens of books through smollm2-135m (4 + 508); prints JSON and
             writes docs/million.svg
   sinks     perplexity by sinks and window on two books; prints Markdown
-  squad     100 questions over streams of 40 paragraphs; prints Markdown
+  squad     questions over streams of 40 paragraphs, by what is recalled; prints Markdown
+  memory-speed
+            keys and values put back against computed again; what remembering adds to reading
   tests     the ignored tests named soak_*";
 
 pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
@@ -21,6 +23,7 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
         ["million"] => million(),
         ["sinks", rest @ ..] => example("sinks", rest),
         ["squad", rest @ ..] => example("squad", rest),
+        ["memory-speed", rest @ ..] => example("memory_speed", rest),
         ["tests"] => {
             let models = models::pull()?;
             let mut tests =

@@ -43,8 +43,13 @@ pub struct Span {
 /// If the slot is outside `tiles`.
 pub fn write_key<E: Element>(tiles: &mut [E], slot: usize, key: &[f32]) {
     let tile = &mut tiles[slot / TILE * key.len() * TILE..][..key.len() * TILE];
-    for (column, &x) in tile.chunks_exact_mut(TILE).zip(key) {
-        column[slot % TILE] = E::from_f32(x);
+    let mut rounded = [E::default(); 64];
+    for (columns, key) in tile.chunks_mut(64 * TILE).zip(key.chunks(64)) {
+        let rounded = &mut rounded[..key.len()];
+        E::narrow(key, rounded);
+        for (column, &x) in columns.chunks_exact_mut(TILE).zip(&*rounded) {
+            column[slot % TILE] = x;
+        }
     }
 }
 

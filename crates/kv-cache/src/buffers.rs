@@ -90,11 +90,11 @@ impl HeadBuffers {
         let (slot, dim) = (slot.0 as usize, self.head_dim);
         on_rows!(&mut self.store, rows => {
             write_key(&mut rows.keys, slot, key);
-            narrow(value, &mut rows.values[slot * dim..][..dim]);
+            Element::narrow(value, &mut rows.values[slot * dim..][..dim]);
             if let Some(row) = slot.checked_sub(self.first_raw)
                 && let Some(to) = rows.raw.get_mut(row * dim..(row + 1) * dim)
             {
-                narrow(raw, to);
+                Element::narrow(raw, to);
             }
         });
     }
@@ -104,7 +104,7 @@ impl HeadBuffers {
         let (slot, dim) = (slot.0 as usize, self.head_dim);
         let (raw, key) = scratch.split_at_mut(dim);
         on_rows!(&mut self.store, rows => {
-            widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], raw);
+            Element::widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], raw);
             rotation.apply(raw, 1.0, key);
             write_key(&mut rows.keys, slot, key);
         });
@@ -114,8 +114,8 @@ impl HeadBuffers {
     pub(crate) fn read_raw(&self, slot: Slot, key: &mut [f32], value: &mut [f32]) {
         let (slot, dim) = (slot.0 as usize, self.head_dim);
         on_rows!(&self.store, rows => {
-            widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], key);
-            widen(&rows.values[slot * dim..][..dim], value);
+            Element::widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], key);
+            Element::widen(&rows.values[slot * dim..][..dim], value);
         });
     }
 
@@ -221,16 +221,4 @@ fn narrowed<E: Element>(_buffer: &[E], number: f32) -> E {
 
 fn widened<E: Element>(_buffer: &[E], number: E) -> f32 {
     number.to_f32()
-}
-
-fn narrow<E: Element>(from: &[f32], to: &mut [E]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to = E::from_f32(from);
-    }
-}
-
-fn widen<E: Element>(from: &[E], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = from.to_f32();
-    }
 }

@@ -1,17 +1,23 @@
 //! Question answering over streams: 40 SQuAD paragraphs are read once, then the state is branched
-//! for each question about a paragraph that has left the window.
+//! for each question about a paragraph that has left the window, and for each way to recall.
 //!
-//! `cargo xtask soak squad [N_STREAMS [QUESTIONS_PER_STREAM]]` prints a Markdown table.
+//! `cargo xtask soak squad MODEL HALF N_STREAMS QUESTIONS_PER_STREAM SEED [ROW…]` prints a Markdown
+//! table. MODEL is `qwen` or `smollm2`; HALF is `tune` (four articles, on which settings are
+//! chosen) or `report` (the other four); rows whose label contains one of ROW are computed.
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::{Context, bail};
 use everstream_runtime::kv_cache::{Place, TokenPos};
-use everstream_runtime::memory::{Embedder, Memory, MiniLm, Recall, RecalledBlock, Role};
+use everstream_runtime::memory::strategy::by_name;
+use everstream_runtime::memory::{
+    Embedder, Gate, Memory, MiniLm, Recall, RecallOrder, RecalledBlock, Role,
+};
 use everstream_runtime::model::Model;
-use everstream_runtime::{GenerateOptions, Origin, Policy, Session, SessionConfig};
+use everstream_runtime::{GenerateOptions, Origin, Policy, RecallConfig, Session, SessionConfig};
 use serde::Deserialize;
 
 mod common;
@@ -30,12 +36,14 @@ struct Record {
     is_impossible: bool,
 }
 
-/// Sums of F1, exact match and whether the gold paragraph was among the recalled blocks.
+/// Sums of F1, its square, exact match and whether the gold paragraph was among what was recalled.
 #[derive(Default)]
 struct Sums {
     f1: f64,
+    f1_squares: f64,
     em: f64,
     hits: f64,
+    tokens: f64,
     n: f64,
 }
 
@@ -45,40 +53,133 @@ struct Stream {
     questions: Vec<(Record, usize)>,
 }
 
+/// What the model sees besides the question.
+#[derive(Clone)]
+enum Sees {
+    /// The paragraph and nothing else.
+    Alone,
+    /// The whole stream.
+    Dense,
+    /// Sinks and a window of the budget of those that recall.
+    Sink,
+    /// What is recalled for the question.
+    Recalled(RecallConfig),
+    /// The paragraphs that these blocks are from, whole, as far as they fit.
+    Paragraphs(RecallConfig),
+    /// All blocks of the right paragraph.
+    Gold(Place),
+    /// The text of what would be recalled, read in front of the question.
+    Text(RecallConfig),
+}
+
+fn rows() -> Vec<(String, Sees)> {
+    let recall = |strategy: &str, max_blocks| RecallConfig {
+        strategy: by_name(strategy).expect("a known strategy"),
+        max_blocks,
+        ..RecallConfig::default()
+    };
+    let mut rows = vec![
+        ("the paragraph alone (ceiling)".to_owned(), Sees::Alone),
+        ("dense: full attention over the stream".to_owned(), Sees::Dense),
+        ("sink, 4 + 812".to_owned(), Sees::Sink),
+        ("gold paragraph, near".to_owned(), Sees::Gold(Place::Near)),
+        ("gold paragraph, between".to_owned(), Sees::Gold(Place::Between)),
+    ];
+    for n in [1, 2, 3, 4] {
+        rows.push((format!("nearest {n}, near"), Sees::Recalled(recall("nearest", n))));
+    }
+    for n in [2, 4] {
+        let stream = RecallConfig { order: RecallOrder::Stream, ..recall("nearest", n) };
+        rows.push((format!("nearest {n}, near, stream order"), Sees::Recalled(stream)));
+        let between = RecallConfig { place: Place::Between, ..recall("nearest", n) };
+        rows.push((format!("nearest {n}, between"), Sees::Recalled(between)));
+        let open = RecallConfig { gate: Gate::OPEN, ..recall("nearest", n) };
+        rows.push((format!("nearest {n}, near, no gate"), Sees::Recalled(open)));
+    }
+    for n in [1, 2] {
+        let config = recall("nearest", n);
+        rows.push((format!("paragraph of nearest {n}, near"), Sees::Paragraphs(config)));
+        let config = RecallConfig { place: Place::Between, ..recall("nearest", n) };
+        rows.push((format!("paragraph of nearest {n}, between"), Sees::Paragraphs(config)));
+        rows.push((format!("text of nearest {n}"), Sees::Text(recall("nearest", n))));
+    }
+    for strategy in everstream_runtime::memory::strategy::ALL.into_iter().skip(1) {
+        for n in [2, 4] {
+            let control = ["random", "farthest", "recent"].contains(&strategy);
+            let gate = if control { Gate::OPEN } else { Gate::default() };
+            let config = RecallConfig { gate, ..recall(strategy, n) };
+            rows.push((format!("{strategy} {n}, near"), Sees::Recalled(config)));
+        }
+    }
+    rows
+}
+
 fn main() -> anyhow::Result<()> {
-    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    let n_streams = numbers.first().copied().unwrap_or(5);
-    let per_stream = numbers.get(1).copied().unwrap_or(20);
-    let model = common::model("EVERSTREAM_TEST_QWEN")?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, half, n_streams, per_stream, seed, wanted @ ..] = &args[..] else {
+        bail!("use squad MODEL HALF N_STREAMS QUESTIONS_PER_STREAM SEED [ROW...]");
+    };
+    let (n_streams, per_stream, seed) = (n_streams.parse()?, per_stream.parse()?, seed.parse()?);
+    let model = match model.as_str() {
+        "qwen" => common::model("EVERSTREAM_TEST_QWEN")?,
+        "smollm2" => common::model("EVERSTREAM_TEST_SMOLLM2")?,
+        _ => bail!("unknown model {model}: use qwen or smollm2"),
+    };
     let minilm = common::path("EVERSTREAM_TEST_MINILM")?;
     let encoder: Arc<dyn Embedder> = Arc::new(MiniLm::open(&minilm)?);
     let data = common::path("EVERSTREAM_TEST_DATA")?.join("squad-v2-dev.jsonl.gz");
-    let records: Vec<Record> = common::records(&data)?;
-    let mut table: Vec<(&str, Sums)> = Vec::new();
+    let records = half_of(common::records(&data)?, half)?;
+    let mut rows = rows();
+    rows.retain(|row| wanted.is_empty() || wanted.iter().any(|w| row.0.contains(w.as_str())));
+    let mut table: Vec<Sums> = rows.iter().map(|_| Sums::default()).collect();
     let start = Instant::now();
-    for (i, stream) in streams(&records, n_streams, per_stream).iter().enumerate() {
-        ask_all(&model, &encoder, stream, &mut table)?;
+    for (i, stream) in streams(&records, n_streams, per_stream, seed).iter().enumerate() {
+        let mut stage = Stage::new(&model, &encoder, stream, &rows)?;
+        stage.ask_all(&rows, &mut table)?;
         eprintln!("stream {} of {n_streams} after {:.0} s", i + 1, start.elapsed().as_secs_f64());
-        print_table(&model, &table);
+        print_table(&model, half, seed, &rows, &table);
     }
     Ok(())
 }
 
-fn print_table(model: &Model, table: &[(&str, Sums)]) {
-    println!("\n{}, {} questions\n", model.config().name, table.first().map_or(0.0, |r| r.1.n));
-    println!("| what the model sees | F1 | EM | gold paragraph recalled |\n|---|---|---|---|");
-    for (label, s) in table {
+/// The questions about every second article.
+fn half_of(records: Vec<Record>, half: &str) -> anyhow::Result<Vec<Record>> {
+    let rest = match half {
+        "tune" => 0,
+        "report" => 1,
+        _ => bail!("unknown half {half}: use tune or report"),
+    };
+    let mut titles: Vec<String> = Vec::new();
+    for record in &records {
+        if !titles.contains(&record.title) {
+            titles.push(record.title.clone());
+        }
+    }
+    let number = |title: &String| titles.iter().position(|t| t == title).unwrap_or(0);
+    Ok(records.into_iter().filter(|record| number(&record.title) % 2 == rest).collect())
+}
+
+fn print_table(model: &Model, half: &str, seed: u64, rows: &[(String, Sees)], table: &[Sums]) {
+    let n = table.first().map_or(0.0, |sums| sums.n);
+    println!("\n{}, {half}, seed {seed}, {n} questions\n", model.config().name);
+    println!("| what the model sees | F1 | EM | gold paragraph recalled | tokens |");
+    println!("|---|---|---|---|---|");
+    for ((label, _), s) in rows.iter().zip(table) {
+        let mean = s.f1 / s.n;
+        let error = ((s.f1_squares / s.n - mean * mean) / s.n).sqrt();
         println!(
-            "| {label} | {:.1} | {:.0} | {:.0} % |",
-            100.0 * s.f1 / s.n,
+            "| {label} | {:.1} ± {:.1} | {:.0} | {:.0} % | {:.0} |",
+            100.0 * mean,
+            100.0 * error,
             100.0 * s.em / s.n,
-            100.0 * s.hits / s.n
+            100.0 * s.hits / s.n,
+            s.tokens / s.n
         );
     }
 }
 
-/// Streams of consecutive paragraphs from several articles; answerable questions, spread evenly.
-fn streams(records: &[Record], n_streams: usize, per_stream: usize) -> Vec<Stream> {
+/// Streams of paragraphs from several articles, drawn by seed; answerable questions, spread evenly.
+fn streams(records: &[Record], n_streams: usize, per_stream: usize, seed: u64) -> Vec<Stream> {
     let mut paragraphs: Vec<(String, Vec<Record>)> = Vec::new();
     for record in records {
         let known = paragraphs.last().is_some_and(|p| p.0 == record.context);
@@ -91,33 +192,140 @@ fn streams(records: &[Record], n_streams: usize, per_stream: usize) -> Vec<Strea
             questions.push(record.clone());
         }
     }
-    let titles: Vec<&str> = records.iter().map(|r| r.title.as_str()).collect();
-    eprintln!(
-        "{} paragraphs of {} articles",
-        paragraphs.len(),
-        titles.iter().collect::<std::collections::HashSet<_>>().len()
-    );
-    // Every n-th paragraph, so that a stream mixes articles.
-    let stride = paragraphs.len() / PARAGRAPHS;
-    (0..n_streams.min(stride))
-        .map(|offset| {
-            let chosen: Vec<_> =
-                paragraphs.iter().skip(offset).step_by(stride).take(PARAGRAPHS).collect();
-            let mut questions = Vec::new();
-            // The last paragraphs are still in the window.
-            for round in 0.. {
-                for (i, (_, all)) in chosen[..PARAGRAPHS - 6].iter().enumerate() {
-                    questions.extend(all.get(round).map(|q| (q.clone(), i)));
-                }
-                if questions.len() >= per_stream {
-                    break;
-                }
+    fastrand::Rng::with_seed(seed).shuffle(&mut paragraphs);
+    let draw = |chosen: &[(String, Vec<Record>)]| {
+        let mut questions = Vec::new();
+        // The last paragraphs are still in the window.
+        let asked = &chosen[..chosen.len() - 6];
+        for round in 0..20 {
+            for (i, (_, all)) in asked.iter().enumerate() {
+                questions.extend(all.get(round).map(|q| (q.clone(), i)));
             }
-            let step = (questions.len() / per_stream).max(1);
-            let questions = questions.into_iter().step_by(step).take(per_stream).collect();
-            Stream { paragraphs: chosen.iter().map(|p| p.0.clone()).collect(), questions }
-        })
-        .collect()
+        }
+        questions.truncate(per_stream);
+        Stream { paragraphs: chosen.iter().map(|p| p.0.clone()).collect(), questions }
+    };
+    // Each paragraph is in one stream of a seed.
+    paragraphs.chunks_exact(PARAGRAPHS).take(n_streams).map(draw).collect()
+}
+
+/// A stream, read in the ways that the rows need.
+struct Stage<'a> {
+    model: &'a Arc<Model>,
+    encoder: &'a Arc<dyn Embedder>,
+    stream: &'a Stream,
+    dense: Option<Session>,
+    sink: Option<Session>,
+    remember: Session,
+    /// Where each paragraph lies.
+    ranges: Vec<Range<u64>>,
+}
+
+impl<'a> Stage<'a> {
+    fn new(
+        model: &'a Arc<Model>,
+        encoder: &'a Arc<dyn Embedder>,
+        stream: &'a Stream,
+        rows: &[(String, Sees)],
+    ) -> anyhow::Result<Self> {
+        let read =
+            |config| Ok::<_, anyhow::Error>(read(model, encoder, config, &stream.paragraphs)?.0);
+        let (mut dense, mut sink) = (None, None);
+        if rows.iter().any(|row| matches!(row.1, Sees::Dense)) {
+            dense = Some(read(config(Policy::Dense))?);
+        }
+        if rows.iter().any(|row| matches!(row.1, Sees::Sink)) {
+            sink = Some(read(SessionConfig { window_tokens: 812, ..config(Policy::Sink) })?);
+        }
+        let (remember, ranges) =
+            self::read(model, encoder, config(Policy::Remember), &stream.paragraphs)?;
+        Ok(Self { model, encoder, stream, dense, sink, remember, ranges })
+    }
+
+    fn ask_all(&mut self, rows: &[(String, Sees)], table: &mut [Sums]) -> anyhow::Result<()> {
+        for (record, paragraph) in &self.stream.questions {
+            if self.ranges[*paragraph].end + RECENT > self.remember.n_tokens() {
+                continue;
+            }
+            for ((_, sees), sums) in rows.iter().zip(&mut *table) {
+                let (mut session, is_hit) = self.session(sees, record, *paragraph)?;
+                sums.tokens += session.sections().recalled as f64;
+                let answer = answer(&mut session, &record.question)?;
+                let score = best(record, |gold| f1(&answer, gold));
+                sums.f1 += score;
+                sums.f1_squares += score * score;
+                sums.em += best(record, |gold| f64::from(normalise(&answer) == normalise(gold)));
+                sums.hits += f64::from(is_hit);
+                sums.n += 1.0;
+            }
+        }
+        Ok(())
+    }
+
+    /// A session that sees what a row says, and whether the right paragraph is part of that.
+    fn session(
+        &self,
+        sees: &Sees,
+        record: &Record,
+        paragraph: usize,
+    ) -> anyhow::Result<(Session, bool)> {
+        let gold = self.ranges[paragraph].clone();
+        let mut session = match sees {
+            Sees::Alone => {
+                let alone = [self.stream.paragraphs[paragraph].clone()];
+                let read = read(self.model, self.encoder, config(Policy::Dense), &alone)?;
+                return Ok((read.0, true));
+            }
+            Sees::Dense => return Ok((self.dense.as_ref().context("not read")?.branch()?, true)),
+            Sees::Sink => return Ok((self.sink.as_ref().context("not read")?.branch()?, false)),
+            _ => self.remember.branch()?,
+        };
+        let memory = session.memory().context("it remembers")?;
+        match sees {
+            Sees::Gold(place) => {
+                let recall = blocks_of(memory, &[gold])?;
+                session.set_recall(RecallConfig { place: *place, ..RecallConfig::default() });
+                session.insert(recall)?;
+                Ok((session, true))
+            }
+            Sees::Recalled(config) => {
+                session.set_recall(config.clone());
+                let is_hit = is_hit(session.recall(&record.question)?, &gold);
+                Ok((session, is_hit))
+            }
+            Sees::Paragraphs(config) => {
+                session.set_recall(config.clone());
+                let recall = session.recall(&record.question)?.clone();
+                let of = |block: &RecalledBlock| {
+                    let holds = |range: &&Range<u64>| overlap(&block.part, range);
+                    self.ranges.iter().find(holds).cloned()
+                };
+                let ranges: Vec<_> = recall.blocks.iter().filter_map(of).collect();
+                let recall = blocks_of(session.memory().context("it remembers")?, &ranges)?;
+                let is_hit = is_hit(&recall, &gold);
+                session.insert(recall)?;
+                Ok((session, is_hit))
+            }
+            Sees::Text(config) => {
+                session.set_recall(config.clone());
+                let recall = session.recall(&record.question)?.clone();
+                let text: String = recall
+                    .blocks
+                    .iter()
+                    .map(|b| format!("{}\n\n", b.block.text().trim()))
+                    .collect();
+                session.insert(Recall::default())?;
+                let tokens = session.encode(&text)?;
+                session.append(&tokens, Origin::turn(Role::Document))?;
+                Ok((session, is_hit(&recall, &gold)))
+            }
+            Sees::Alone | Sees::Dense | Sees::Sink => unreachable!("answered above"),
+        }
+    }
+}
+
+fn config(policy: Policy) -> SessionConfig {
+    SessionConfig { policy, max_tokens: 16_384, ..SessionConfig::default() }
 }
 
 /// A session that has read the paragraphs, and where each of them lies.
@@ -139,94 +347,41 @@ fn read(
     Ok((session, ranges))
 }
 
-fn ask_all(
-    model: &Arc<Model>,
-    encoder: &Arc<dyn Embedder>,
-    stream: &Stream,
-    table: &mut Vec<(&'static str, Sums)>,
-) -> anyhow::Result<()> {
-    let base = SessionConfig::default();
-    let config = |policy| SessionConfig { policy, max_tokens: 16_384, ..base.clone() };
-    let (dense, _) = read(model, encoder, config(Policy::Dense), &stream.paragraphs)?;
-    let wide = SessionConfig { window_tokens: 812, ..config(Policy::Sink) };
-    let (sink, _) = read(model, encoder, wide, &stream.paragraphs)?;
-    let mut between = config(Policy::Remember);
-    between.recall.place = Place::Between;
-    let (between, _) = read(model, encoder, between, &stream.paragraphs)?;
-    let (near, ranges) = read(model, encoder, config(Policy::Remember), &stream.paragraphs)?;
-    for (record, paragraph) in &stream.questions {
-        let gold = ranges[*paragraph].clone();
-        if gold.end + RECENT > near.n_tokens() {
-            continue;
-        }
-        let mut add = |label, session: &mut Session, hit: bool| -> anyhow::Result<()> {
-            let answer = answer(session, &record.question)?;
-            let sums = row(table, label);
-            sums.f1 += best(record, |gold| f1(&answer, gold));
-            sums.em += best(record, |gold| f64::from(normalise(&answer) == normalise(gold)));
-            sums.hits += f64::from(hit);
-            sums.n += 1.0;
-            Ok(())
-        };
-        let alone = [stream.paragraphs[*paragraph].clone()];
-        let (mut alone, _) = read(model, encoder, config(Policy::Dense), &alone)?;
-        add("the paragraph alone (ceiling)", &mut alone, true)?;
-        add("dense: full attention over the stream", &mut dense.branch()?, true)?;
-        add("sink, 4 + 812", &mut sink.branch()?, false)?;
-        for (label, session) in [
-            ("remember, gold paragraph, near", &near),
-            ("remember, gold paragraph, between", &between),
-        ] {
-            let mut branch = session.branch()?;
-            let recall = gold_blocks(branch.memory().expect("it remembers"), &gold)?;
-            branch.insert(recall)?;
-            add(label, &mut branch, true)?;
-        }
-        for (label, session, max_blocks) in [
-            ("remember, best block, near", &near, 1),
-            ("remember, 2 best blocks, near", &near, 2),
-            ("remember, 4 best blocks, near", &near, 4),
-            ("remember, 4 best blocks, between", &between, 4),
-        ] {
-            let mut branch = session.branch()?;
-            let recall = branch.recall_up_to(&record.question, max_blocks)?;
-            let hit = recall.blocks.iter().any(|b| overlap(&b.part, &gold));
-            add(label, &mut branch, hit)?;
-        }
-    }
-    Ok(())
-}
-
-fn row<'t>(table: &'t mut Vec<(&'static str, Sums)>, label: &'static str) -> &'t mut Sums {
-    let at = table.iter().position(|r| r.0 == label).unwrap_or_else(|| {
-        table.push((label, Sums::default()));
-        table.len() - 1
-    });
-    &mut table[at].1
+fn is_hit(recall: &Recall, gold: &Range<u64>) -> bool {
+    recall.blocks.iter().any(|block| overlap(&block.part, gold))
 }
 
 fn overlap(part: &Range<TokenPos>, gold: &Range<u64>) -> bool {
     part.start.0 < gold.end && gold.start < part.end.0
 }
 
-/// All blocks of a paragraph, in stream order, as far as they fit.
-fn gold_blocks(memory: &Memory, gold: &Range<u64>) -> anyhow::Result<Recall> {
-    let mut recall = Recall::default();
-    let mut n_tokens = 0;
-    for order in 0..memory.metas().len() {
-        if overlap(&memory.metas()[order].range, gold) {
-            let block = RecalledBlock::whole(memory.block(order)?, 0.0);
-            if n_tokens + block.n_tokens() <= CONTEXT_TOKENS {
-                n_tokens += block.n_tokens();
-                recall.blocks.push(block);
+/// All blocks of some paragraphs, each in stream order, as far as they fit; what fits of the last
+/// ones goes first.
+fn blocks_of(memory: &Memory, ranges: &[Range<u64>]) -> anyhow::Result<Recall> {
+    let (mut recall, mut n_tokens) = (Recall::default(), 0);
+    let mut parts: Vec<Vec<RecalledBlock>> = Vec::new();
+    for range in ranges.iter().rev() {
+        let mut part: Vec<RecalledBlock> = Vec::new();
+        for order in 0..memory.metas().len() {
+            let meta = &memory.metas()[order];
+            let is_new = !parts.iter().chain([&part]).flatten().any(|b| b.block.id() == meta.id);
+            if overlap(&meta.range, range) && is_new && n_tokens + meta.n_tokens() <= CONTEXT_TOKENS
+            {
+                n_tokens += meta.n_tokens();
+                part.push(RecalledBlock::whole(memory.block(order)?, 0.0));
             }
         }
+        parts.push(part);
     }
+    recall.blocks = parts.into_iter().rev().flatten().collect();
     Ok(recall)
 }
 
 fn answer(session: &mut Session, question: &str) -> anyhow::Result<String> {
-    let turn = format!("Question: {question}\nShort answer:");
+    let turn = match std::env::var("EVERSTREAM_TEST_PROMPT") {
+        Ok(prompt) => prompt.replace("{q}", question).replace("\\n", "\n"),
+        Err(_) => format!("Question: {question}\nShort answer:"),
+    };
     let tokens = session.encode(&turn)?;
     session.append(&tokens, Origin::turn(Role::User))?;
     let options = GenerateOptions {

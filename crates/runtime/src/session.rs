@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::recorder::{Recorder, Rows};
 use crate::saved::{Event, Resumed, Saved};
-use crate::{Origin, Policy, SessionConfig, SessionError};
+use crate::{Origin, Policy, RecallConfig, SessionConfig, SessionError};
 
 /// Tokens of a query when a turn has no words of its own.
 const QUERY_TOKENS: usize = 64;
@@ -476,6 +476,16 @@ impl Session {
     #[must_use]
     pub fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// Recalls in another way from now on. Block sizes stay those of the stream.
+    pub fn set_recall(&mut self, recall: RecallConfig) {
+        let sizes = self.config.recall.sizes;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.memory.set_gate(recall.gate);
+            recorder.memory.set_strategy(Arc::clone(&recall.strategy));
+        }
+        self.config.recall = RecallConfig { sizes, ..recall };
     }
 
     /// Closes the block of a turn that has ended, and embeds what waits.

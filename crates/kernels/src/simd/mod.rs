@@ -16,6 +16,8 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod scalar;
 
+use half::slice::HalfFloatSliceExt;
+
 pub(crate) use scalar::Scalar;
 
 /// Lanes of a vector.
@@ -157,6 +159,18 @@ pub trait Element: Copy + Default + Send + Sync + private::Sealed + 'static {
     fn from_f32(x: f32) -> Self;
     /// Widens.
     fn to_f32(self) -> f32;
+    /// Rounds all of `from`, as [`Element::from_f32`] does.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    fn narrow(from: &[f32], to: &mut [Self]);
+    /// Widens all of `from`.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    fn widen(from: &[Self], to: &mut [f32]);
 }
 
 pub(crate) mod private {
@@ -196,6 +210,12 @@ impl Element for f32 {
     fn to_f32(self) -> f32 {
         self
     }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
 }
 
 impl Element for half::f16 {
@@ -205,11 +225,20 @@ impl Element for half::f16 {
     fn to_f32(self) -> f32 {
         self.to_f32()
     }
+    // Slices are converted by the CPU's instructions where it has them, single numbers are not.
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Kernel, LANES, Simd};
+    use half::f16;
+
+    use super::{Element, Kernel, LANES, Simd};
     use crate::Isa;
 
     /// Applies most operations to sixteen lanes and collects the results.
@@ -298,5 +327,26 @@ mod tests {
         assert!(y[0] < 1e-38 && y[1] < 1e-38);
         assert_eq!(y[2], 1.0);
         assert!(y[3].is_finite() && y[3] == y[4]);
+    }
+
+    /// Every length up to twice the widest vector and one, and every kind of number.
+    #[test]
+    fn slices_are_converted_as_single_numbers_are() {
+        let odd = [0.0, -0.0, 1.0, 65504.0, 65520.0, 1e-8, 6e-8, f32::INFINITY, 1.000_488_3, -3e5];
+        let numbers: Vec<f32> = (0..33_u16)
+            .map(|i| odd.get(usize::from(i)).copied().unwrap_or(f32::from(i) * 0.3 - 7.7))
+            .collect();
+        for n in 0..=numbers.len() {
+            for start in 0..=numbers.len() - n {
+                let from = &numbers[start..start + n];
+                let mut narrow = vec![f16::ZERO; n];
+                f16::narrow(from, &mut narrow);
+                let expected: Vec<f16> = from.iter().map(|&x| f16::from_f32(x)).collect();
+                assert_eq!(narrow, expected);
+                let mut wide = vec![0.0; n];
+                f16::widen(&narrow, &mut wide);
+                assert_eq!(wide, expected.iter().map(|x| x.to_f32()).collect::<Vec<f32>>());
+            }
+        }
     }
 }

@@ -44,30 +44,33 @@ impl Q8Buffer {
         let (mut low, mut high) = (vec![0.0; n_rows], vec![0.0; n_rows]);
         let heads = components.chunks_exact(head_dim * n_tokens);
         for (head, codes) in heads.zip(codes.chunks_exact_mut(head_dim * n_tokens)) {
-            low.fill(f32::INFINITY);
-            high.fill(f32::NEG_INFINITY);
-            for_each_row(axis, head_dim, head, |i, number| {
-                low[i] = low[i].min(clamp(number));
-                high[i] = high[i].max(clamp(number));
-            });
-            for i in 0..n_rows {
-                if low[i] > high[i] {
-                    // Nothing in the row is a number.
-                    (low[i], high[i]) = (0.0, 0.0);
-                }
-                let from = f16::from_f32(low[i]);
-                let by = f16::from_f32((high[i] - from.to_f32()) / 255.0);
-                (low[i], high[i]) = (from.to_f32(), by.to_f32());
+            extremes(axis, head_dim, head, &mut low, &mut high);
+            for (low, high) in low.iter_mut().zip(&mut high) {
+                let from = f16::from_f32(*low);
+                let by = f16::from_f32((*high - from.to_f32()) / 255.0);
                 least.push(from);
                 step.push(by);
+                // From here on `low` is the least number of each row, `high` steps per one.
+                let steps = if by.to_f32() > 0.0 { 1.0 / by.to_f32() } else { 0.0 };
+                (*low, *high) = (from.to_f32(), steps);
             }
-            // From here on `low` is the least number of each row and `high` its step.
-            let mut codes = codes.iter_mut();
-            for_each_row(axis, head_dim, head, |i, number| {
-                let steps = (clamp(number) - low[i]) / high[i];
-                // A row without extent has steps of 0: what is not a number becomes code 0.
-                *codes.next().expect("as many codes as numbers") = (steps + 0.5) as u8;
-            });
+            let tokens = head.chunks_exact(head_dim).zip(codes.chunks_exact_mut(head_dim));
+            for (t, (token, codes)) in tokens.enumerate() {
+                match axis {
+                    Axis::Component => {
+                        let rows = low.iter().zip(&high);
+                        for ((code, &number), (low, high)) in codes.iter_mut().zip(token).zip(rows)
+                        {
+                            *code = nearest_code((clamp(number) - low) * high);
+                        }
+                    }
+                    Axis::Token => {
+                        for (code, &number) in codes.iter_mut().zip(token) {
+                            *code = nearest_code((clamp(number) - low[t]) * high[t]);
+                        }
+                    }
+                }
+            }
         }
         Self { axis, head_dim, n_tokens, codes, least, step }
     }
@@ -154,19 +157,57 @@ fn n_rows(axis: Axis, head_dim: usize, n_tokens: usize) -> usize {
     }
 }
 
-/// Calls `visit` with every number of a head and the number of its row.
-fn for_each_row(axis: Axis, head_dim: usize, head: &[f32], mut visit: impl FnMut(usize, f32)) {
+/// The smallest and the largest number of each row of a head; 0 where nothing is a number.
+fn extremes(axis: Axis, head_dim: usize, head: &[f32], low: &mut [f32], high: &mut [f32]) {
+    low.fill(f32::INFINITY);
+    high.fill(f32::NEG_INFINITY);
     for (t, token) in head.chunks_exact(head_dim).enumerate() {
         match axis {
-            Axis::Component => token.iter().enumerate().for_each(|(i, &number)| visit(i, number)),
-            Axis::Token => token.iter().for_each(|&number| visit(t, number)),
+            Axis::Component => {
+                for ((low, high), &number) in low.iter_mut().zip(&mut *high).zip(token) {
+                    (*low, *high) = (smaller(*low, clamp(number)), larger(*high, clamp(number)));
+                }
+            }
+            Axis::Token => {
+                // Several of each, since a running one would wait for the one before.
+                let (mut lows, mut highs) = ([f32::INFINITY; 8], [f32::NEG_INFINITY; 8]);
+                for chunk in token.chunks(8) {
+                    for ((low, high), &number) in lows.iter_mut().zip(&mut highs).zip(chunk) {
+                        (*low, *high) =
+                            (smaller(*low, clamp(number)), larger(*high, clamp(number)));
+                    }
+                }
+                low[t] = lows.into_iter().fold(f32::INFINITY, smaller);
+                high[t] = highs.into_iter().fold(f32::NEG_INFINITY, larger);
+            }
+        }
+    }
+    for (low, high) in low.iter_mut().zip(high) {
+        if *low > *high {
+            (*low, *high) = (0.0, 0.0);
         }
     }
 }
 
+/// As `f32::min` for the numbers here, in one instruction: what is no number is left out.
+fn smaller(so_far: f32, number: f32) -> f32 {
+    if number < so_far { number } else { so_far }
+}
+
+fn larger(so_far: f32, number: f32) -> f32 {
+    if number > so_far { number } else { so_far }
+}
+
+/// The nearest of 0 to 255, of equals the even one; 0 for what is no number. Adding 2^23 leaves the
+/// rounded number in the last bits, which vectorises where a conversion does not.
+fn nearest_code(steps: f32) -> u8 {
+    let bounded = if steps > 0.0 { smaller(255.0, steps) } else { 0.0 };
+    (bounded + 8_388_608.0).to_bits() as u8
+}
+
 fn clamp(number: f32) -> f32 {
-    let limit = f16::MAX.to_f32();
-    number.clamp(-limit, limit)
+    const LIMIT: f32 = 65504.0;
+    number.clamp(-LIMIT, LIMIT)
 }
 
 #[cfg(test)]

@@ -1,0 +1,262 @@
+//! What the memory costs: putting keys and values back against computing them again, and what
+//! storing and embedding add to reading.
+//!
+//! `cargo xtask soak memory-speed MODEL [TOKENS]` prints Markdown; everything takes turns, medians.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use everstream_runtime::kv_cache::Place;
+use everstream_runtime::memory::{
+    BlockId, BlockStore, DiskOptions, DiskStore, Distance, Embedder, ExactIndex, HashEmbedder,
+    KvType, MiniLm, Recall, RecalledBlock, SessionFolder, VectorIndex,
+};
+use everstream_runtime::model::Model;
+use everstream_runtime::{Origin, Policy, Session, SessionConfig, Storage};
+
+#[path = "common/books.rs"]
+mod books;
+mod common;
+
+const ROUNDS: usize = 7;
+const RECALLED: usize = 300;
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let variable = match args.first().map(String::as_str) {
+        Some("qwen") => "EVERSTREAM_TEST_QWEN",
+        Some("smollm2") => "EVERSTREAM_TEST_SMOLLM2",
+        _ => bail!("use memory_speed qwen|smollm2 [TOKENS]"),
+    };
+    let n_tokens: usize = args.get(1).map_or(Ok(4096), |n| n.parse())?;
+    let model = common::model(variable)?;
+    let encoder: Arc<dyn Embedder> =
+        Arc::new(MiniLm::open(&common::path("EVERSTREAM_TEST_MINILM")?)?);
+    let text = books::book("Middlemarch")?;
+    println!("\n{}, {} threads, {} rounds", model.config().name, model.n_threads(), ROUNDS);
+    reinsertion(&model, &text)?;
+    reading(&model, &encoder, &text, n_tokens)?;
+    if args.get(2).is_some() {
+        search()?;
+    }
+    Ok(())
+}
+
+fn config(memory_type: KvType) -> SessionConfig {
+    SessionConfig { memory_type, ..SessionConfig::default() }
+}
+
+/// A session in a folder.
+fn open(
+    model: &Arc<Model>,
+    encoder: &Arc<dyn Embedder>,
+    config: SessionConfig,
+    data: &Path,
+) -> anyhow::Result<Session> {
+    let folder = Arc::new(SessionFolder::create(data, "speed")?);
+    let storage = Storage { folder, max_bytes: None };
+    Ok(Session::open(Arc::clone(model), Arc::clone(encoder), config, &storage)?)
+}
+
+/// 300 tokens: computed again, and put back from RAM, from files that the system has in memory, and
+/// from files that it must read.
+fn reinsertion(model: &Arc<Model>, text: &str) -> anyhow::Result<()> {
+    let encoder: Arc<dyn Embedder> = Arc::new(HashEmbedder);
+    let tokens = everstream_runtime::encode(model, text)?;
+    let tokens = &tokens[..1500];
+    println!("\n| 300 tokens | ms, median (smallest..largest) | times faster |\n|---|---|---|");
+    let mut session = Session::new(
+        Arc::clone(model),
+        None,
+        SessionConfig { policy: Policy::Sink, ..SessionConfig::default() },
+    )?;
+    session.append(&tokens[..1000], Origin::file("text"))?;
+    let prefill = times(&mut || {
+        let mut branch = session.branch()?;
+        let start = Instant::now();
+        branch.append(&tokens[1000..1000 + RECALLED], Origin::file("text"))?;
+        Ok(start.elapsed())
+    })?;
+    println!("| computed | {} | |", ms(&prefill));
+    for memory_type in [KvType::F16, KvType::Q8] {
+        let data = tempfile::tempdir()?;
+        let mut session = open(model, &encoder, config(memory_type), data.path())?;
+        session.append(tokens, Origin::file("text"))?;
+        session.save()?;
+        for place in [Place::Near, Place::Between] {
+            session.set_recall(everstream_runtime::RecallConfig { place, ..Default::default() });
+            let orders = orders(&session)?;
+            let recall = read(&session, &orders)?;
+            let ram = times(&mut || {
+                let mut branch = session.branch()?;
+                let recall = recall.clone();
+                let start = Instant::now();
+                branch.insert(recall)?;
+                Ok(start.elapsed())
+            })?;
+            let label = format!("{}, {place:?}", memory_type.name()).to_lowercase();
+            println!("| {label}, from RAM | {} | {:.0} |", ms(&ram), ratio(&prefill, &ram));
+        }
+        let orders = orders(&session)?;
+        for (label, is_cold) in [("files, in the page cache", false), ("files, not in it", true)] {
+            let disk = times(&mut || {
+                let mut branch = session.branch()?;
+                let options = DiskOptions { hot_bytes: 0, ..DiskOptions::default() };
+                let copy = copy(data.path())?;
+                let folder = Arc::new(SessionFolder::create(copy.path(), "speed")?);
+                let store = DiskStore::open(folder, options)?;
+                if is_cold {
+                    drop_page_cache(copy.path())?;
+                }
+                let start = Instant::now();
+                let blocks: Result<Vec<_>, _> =
+                    orders.iter().map(|&order| store.get(order)).collect();
+                let mut recall = Recall::default();
+                recall.blocks = blocks?.into_iter().map(|b| RecalledBlock::whole(b, 0.0)).collect();
+                branch.insert(recall)?;
+                Ok(start.elapsed())
+            })?;
+            let name = memory_type.name();
+            println!("| {name}, from {label} | {} | {:.0} |", ms(&disk), ratio(&prefill, &disk));
+        }
+    }
+    Ok(())
+}
+
+fn copy(data: &Path) -> anyhow::Result<tempfile::TempDir> {
+    let to = tempfile::tempdir()?;
+    let status = std::process::Command::new("cp")
+        .args(["-r".as_ref(), data.join(".").as_os_str(), to.path().as_os_str()])
+        .status()?;
+    if status.success() { Ok(to) } else { bail!("cannot copy {}", data.display()) }
+}
+
+/// Works for root only; elsewhere the files stay in memory, and the row says what the one above it
+/// says.
+fn drop_page_cache(_data: &Path) -> anyhow::Result<()> {
+    let _ = std::process::Command::new("sync").status()?;
+    let _ = fs_err::write("/proc/sys/vm/drop_caches", "1");
+    Ok(())
+}
+
+/// Blocks that left the window, as many as 300 tokens hold.
+fn orders(session: &Session) -> anyhow::Result<Vec<usize>> {
+    let metas = session.memory().context("it remembers")?.metas();
+    let (mut orders, mut n_tokens) = (Vec::new(), 0);
+    for (order, meta) in metas.iter().enumerate() {
+        if n_tokens + meta.n_tokens() <= RECALLED {
+            n_tokens += meta.n_tokens();
+            orders.push(order);
+        }
+    }
+    eprintln!("{} blocks, {n_tokens} tokens", orders.len());
+    Ok(orders)
+}
+
+fn read(session: &Session, orders: &[usize]) -> anyhow::Result<Recall> {
+    let memory = session.memory().context("it remembers")?;
+    let mut recall = Recall::default();
+    for &order in orders {
+        recall.blocks.push(RecalledBlock::whole(memory.block(order)?, 0.0));
+    }
+    Ok(recall)
+}
+
+/// Tokens per second of reading: without memory, with blocks in RAM and on disk, and with all.
+fn reading(
+    model: &Arc<Model>,
+    encoder: &Arc<dyn Embedder>,
+    text: &str,
+    n_tokens: usize,
+) -> anyhow::Result<()> {
+    let words: Arc<dyn Embedder> = Arc::new(HashEmbedder);
+    let end = text.floor_char_boundary(4 * n_tokens);
+    let text = &text[..end];
+    let sink = SessionConfig { policy: Policy::Sink, ..SessionConfig::default() };
+    let mut rows: Vec<(&str, Vec<Duration>)> = Vec::new();
+    let mut n_read = 0;
+    let labels = [
+        "policy sink, 4 + 512: no memory",
+        "blocks in RAM, f16, not embedded",
+        "blocks in RAM, q8, not embedded",
+        "blocks on disk, f16, not embedded",
+        "blocks on disk, q8, not embedded",
+        "blocks on disk, q8, embedded: all of it",
+    ];
+    for _ in 0..5 {
+        for (i, label) in labels.into_iter().enumerate() {
+            let data = tempfile::tempdir()?;
+            let mut session = match i {
+                0 => Session::new(Arc::clone(model), None, sink.clone())?,
+                1 => {
+                    Session::new(Arc::clone(model), Some(Arc::clone(&words)), config(KvType::F16))?
+                }
+                2 => Session::new(Arc::clone(model), Some(Arc::clone(&words)), config(KvType::Q8))?,
+                3 => open(model, &words, config(KvType::F16), data.path())?,
+                4 => open(model, &words, config(KvType::Q8), data.path())?,
+                _ => open(model, encoder, config(KvType::Q8), data.path())?,
+            };
+            let start = Instant::now();
+            n_read = session
+                .ingest(text, Origin::file("text"), &mut |_, _, _| ControlFlow::Continue(()))?;
+            let elapsed = start.elapsed();
+            match rows.iter_mut().find(|row| row.0 == label) {
+                Some(row) => row.1.push(elapsed),
+                None => rows.push((label, vec![elapsed])),
+            }
+        }
+    }
+    println!("\n| reading {n_read} tokens | tokens/s, median | more time |\n|---|---|---|");
+    let base = median(&rows[0].1);
+    for (label, times) in &rows {
+        let time = median(times).as_secs_f64();
+        let more = 100.0 * (time / base.as_secs_f64() - 1.0);
+        println!("| {label} | {:.0} | {more:+.1} % |", n_read as f64 / time);
+    }
+    Ok(())
+}
+
+/// Exact search over 100,000 blocks.
+fn search() -> anyhow::Result<()> {
+    let (n, dim) = (100_000, 384);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut vector = || -> Vec<f32> { (0..dim).map(|_| rng.f32() - 0.5).collect() };
+    let mut index = ExactIndex::new(dim, Distance::Cosine)?;
+    for i in 0..n {
+        index.add(BlockId(i), &vector())?;
+    }
+    let query = vector();
+    let mut hits = Vec::new();
+    let times = times(&mut || {
+        let start = Instant::now();
+        index.search(&query, 10, &|_| true, &mut hits)?;
+        Ok(start.elapsed())
+    })?;
+    println!("\nexact search over {n} blocks: {} ms", ms(&times));
+    Ok(())
+}
+
+fn times(run: &mut dyn FnMut() -> anyhow::Result<Duration>) -> anyhow::Result<Vec<Duration>> {
+    run()?;
+    (0..ROUNDS).map(|_| run()).collect()
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn ratio(slow: &[Duration], fast: &[Duration]) -> f64 {
+    median(slow).as_secs_f64() / median(fast).as_secs_f64()
+}
+
+fn ms(times: &[Duration]) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let (low, high) = (times.iter().min(), times.iter().max());
+    let edge = |time: Option<&Duration>| time.map_or(0.0, |&time| ms(time));
+    format!("{:.2} ({:.2}..{:.2})", ms(median(times)), edge(low), edge(high))
+}
