@@ -103,6 +103,7 @@ mod store;
 pub mod strategy;
 #[cfg(test)]
 mod testing;
+mod words;
 
 pub use block::{Block, BlockError, BlockId, NewBlock, Role, Source};
 pub use cutter::{BlockCutter, BlockSizes, BlockSizesError};
@@ -117,4 +118,5 @@ pub use store::{
     DiskStore, Maker, Overlay, RamStore, SessionFolder, StoreError, check_held, check_name,
     check_order, write_whole,
 };
-pub use strategy::{Farthest, MaxDistance, Mmr, Nearest, Query, Random, Recent, Strategy};
+pub use strategy::{Farthest, Hybrid, MaxDistance, Mmr, Nearest, Query, Random, Recent, Strategy};
+pub use words::WordIndex;

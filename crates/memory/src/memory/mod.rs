@@ -22,6 +22,7 @@ use crate::index::{Hit, VectorIndex};
 use crate::recall::{BlockFilter, NotRecalled, Recall, RecallRequest, RecalledBlock};
 use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
+use crate::words::WordIndex;
 
 pub use config::{MemoryConfig, MemoryError, MemoryStats};
 
@@ -44,6 +45,9 @@ pub struct Memory {
     store: Box<dyn BlockStore>,
     index: Box<dyn VectorIndex>,
     embedder: Arc<dyn Embedder>,
+    /// The words of the first blocks of the store, as many as it has; made for strategies that look
+    /// at words, and shared by branches until one of them remembers.
+    words: Arc<WordIndex>,
     /// Each block's number in the store. Shared by branches until one of them remembers.
     order: Arc<HashMap<BlockId, usize>>,
     /// Numbers of blocks that are stored and not indexed yet, oldest first.
@@ -75,7 +79,9 @@ impl Memory {
         let session = Arc::from(config.session.as_str());
         let order = Arc::default();
         let (pending, stats) = (VecDeque::new(), MemoryStats::default());
-        let mut memory = Self { config, session, store, index, embedder, order, pending, stats };
+        let words = Arc::default();
+        let mut memory =
+            Self { config, session, store, index, embedder, words, order, pending, stats };
         memory.adopt_stored_blocks()?;
         Ok(memory)
     }
@@ -224,6 +230,7 @@ impl Memory {
             store: self.store.branch()?,
             index: self.index.branch()?,
             embedder: self.embedder.clone(),
+            words: self.words.clone(),
             order: self.order.clone(),
             pending: self.pending.clone(),
             stats: self.stats,
@@ -380,16 +387,45 @@ impl Memory {
 
     fn proposed(&mut self, request: &RecallRequest<'_>) -> Result<Vec<Hit>, MemoryError> {
         let embedding = self.embed_query(request.query)?;
+        if self.config.strategy.needs_words() {
+            self.index_words()?;
+        }
         let query = Query {
             text: request.query,
             embedding: &embedding,
             index: self.index.as_ref(),
+            words: &self.words,
             blocks: self.store.metas(),
             eligible: &|id| self.eligible_part(request, id).is_some(),
         };
         let mut hits = Vec::new();
         self.config.strategy.rank(&query, request.max_blocks, &mut hits)?;
         Ok(hits)
+    }
+
+    /// Indexes the words of blocks that are new since the last time.
+    fn index_words(&mut self) -> Result<(), MemoryError> {
+        let n_blocks = self.store.metas().len();
+        if self.words.len() == n_blocks {
+            return Ok(());
+        }
+        // An index cannot be copied; a branch that has blocks of its own makes one of its own.
+        let mut made = WordIndex::default();
+        let words = match Arc::get_mut(&mut self.words) {
+            Some(words) => words,
+            None => &mut made,
+        };
+        for order in words.len()..n_blocks {
+            let text = match self.store.text(order) {
+                Err(StoreError::Forgotten { .. } | StoreError::Damaged { .. }) => String::new(),
+                text => text?.text,
+            };
+            words.add(self.store.metas()[order].id, &text);
+        }
+        if !made.is_empty() {
+            self.words = Arc::new(made);
+        }
+        Ok(())
     }
 
     fn eligible_part(&self, request: &RecallRequest<'_>, id: BlockId) -> Option<Range<TokenPos>> {

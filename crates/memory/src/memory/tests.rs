@@ -557,3 +557,26 @@ fn naive(all: &[(Range<u64>, String)], request: &RecallRequest<'_>) -> Vec<(u64,
     });
     near.into_iter().map(|(_, start, end)| (start, end)).collect()
 }
+
+/// Words are indexed when they are first needed, and for each branch by itself once it remembers.
+#[test]
+fn hybrid_sees_the_words_of_every_block_and_of_no_other() {
+    let strategy = Arc::new(crate::strategy::Hybrid::default());
+    let mut memory = memory_of(MemoryConfig { strategy, ..config() });
+    remember_texts(&mut memory);
+    let best = |memory: &mut Memory, query: &str| {
+        let request = RecallRequest { max_blocks: 1, ..request(query, 1000) };
+        memory.recall(&request).unwrap().blocks.pop().map(|b| b.block.text().to_owned())
+    };
+    assert_eq!(best(&mut memory, "ferry March").as_deref(), Some(TEXTS[3]));
+    let mut branch = memory.branch().unwrap();
+    branch.remember(new_block(104..124, "In March the ferry sailed again.")).unwrap();
+    memory.remember(new_block(104..124, "Number QX 4711 is kept here.")).unwrap();
+    let sailed = Some("In March the ferry sailed again.");
+    assert_eq!(best(&mut branch, "ferry sailed in March").as_deref(), sailed);
+    assert_eq!(best(&mut memory, "QX 4711").as_deref(), Some("Number QX 4711 is kept here."));
+    memory.forget(&positions(64..84)).unwrap();
+    assert_ne!(best(&mut memory, "ferry March").as_deref(), Some(TEXTS[3]));
+    assert_eq!(memory.stats().n_blocks, 5);
+    assert_eq!(memory.search("ferry", 9, &BlockFilter::default()).unwrap().len(), 5);
+}

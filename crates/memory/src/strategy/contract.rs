@@ -9,10 +9,12 @@ use crate::index::{Distance, ExactIndex, Hit, VectorIndex};
 use crate::rng::SplitMix64;
 use crate::store::BlockMeta;
 use crate::testing::positions;
+use crate::words::WordIndex;
 
 /// Blocks with random vectors, in stream order.
 struct World {
     index: ExactIndex,
+    words: WordIndex,
     metas: Vec<BlockMeta>,
     vectors: HashMap<BlockId, Vec<f32>>,
     query: Vec<f32>,
@@ -29,6 +31,7 @@ impl World {
         };
         let mut world = Self {
             index: ExactIndex::new(DIM, distance).unwrap(),
+            words: WordIndex::default(),
             metas: Vec::new(),
             vectors: HashMap::new(),
             query: vector(),
@@ -38,6 +41,7 @@ impl World {
             let (id, vector) = (BlockId(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)), vector());
             world.index.add(id, &vector).unwrap();
             world.vectors.insert(id, vector);
+            world.words.add(id, if i % 3 == 0 { "each third one" } else { "the others" });
             world.metas.push(BlockMeta {
                 is_forgotten: false,
                 id,
@@ -53,7 +57,8 @@ impl World {
 
     fn rank(&self, strategy: &dyn Strategy, n: usize) -> Vec<Hit> {
         let query = Query {
-            text: "query",
+            text: "every third",
+            words: &self.words,
             embedding: &self.query,
             index: &self.index,
             blocks: &self.metas,
@@ -207,5 +212,36 @@ fn candidates_bound_how_far_the_diverse_ones_go() {
         ] {
             assert!(hits.iter().all(|hit| hit.distance < limit + 1e-4));
         }
+    }
+}
+
+/// Ranks are fused as the paper's formula says, over whole rankings.
+#[test]
+fn hybrid_fuses_ranks() {
+    for world in worlds() {
+        // As the index rounds them: the last bit decides between blocks that are equally far.
+        let mut nearest = Vec::new();
+        let is_eligible = |id| world.is_eligible(id);
+        world.index.search(&world.query, 1000, &is_eligible, &mut nearest).unwrap();
+        let by_meaning: Vec<BlockId> = nearest.iter().map(|hit| hit.id).collect();
+        let by_words: Vec<BlockId> = world
+            .metas
+            .iter()
+            .enumerate()
+            .filter(|(i, meta)| i % 3 == 0 && world.is_eligible(meta.id))
+            .map(|(_, meta)| meta.id)
+            .collect();
+        let part = |ranking: &[BlockId], id: BlockId| {
+            let rank = ranking.iter().take(20).position(|other| *other == id);
+            rank.map_or(0.0, |rank| 1.0 / (61.0 + rank as f32))
+        };
+        let mut fused = by_meaning.clone();
+        fused.sort_by(|&a, &b| {
+            let score = |id| part(&by_meaning, id) + part(&by_words, id);
+            score(b).total_cmp(&score(a))
+        });
+        let hits = world.rank(&crate::strategy::Hybrid::default(), 9);
+        let found: Vec<BlockId> = hits.iter().map(|hit| hit.id).collect();
+        assert_eq!(found, fused[..9.min(fused.len())]);
     }
 }

@@ -8,6 +8,7 @@
 mod contract;
 mod farthest;
 mod greedy;
+mod hybrid;
 mod max_distance;
 mod mmr;
 mod nearest;
@@ -20,8 +21,10 @@ use std::sync::Arc;
 use crate::block::BlockId;
 use crate::index::{Hit, IndexError, VectorIndex};
 use crate::store::BlockMeta;
+use crate::words::WordIndex;
 
 pub use farthest::Farthest;
+pub use hybrid::Hybrid;
 pub use max_distance::MaxDistance;
 pub use mmr::Mmr;
 pub use nearest::Nearest;
@@ -29,13 +32,15 @@ pub use random::Random;
 pub use recent::Recent;
 
 /// The names of all strategies, the controls last.
-pub const ALL: [&str; 6] = ["nearest", "mmr", "max-distance", "random", "farthest", "recent"];
+pub const ALL: [&str; 7] =
+    ["nearest", "hybrid", "mmr", "max-distance", "random", "farthest", "recent"];
 
 /// The strategy of this name, with its default settings.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Arc<dyn Strategy>> {
     Some(match name {
         "nearest" => Arc::new(Nearest),
+        "hybrid" => Arc::new(Hybrid::default()),
         "mmr" => Arc::new(Mmr::default()),
         "max-distance" => Arc::new(MaxDistance::default()),
         "random" => Arc::new(Random::default()),
@@ -54,6 +59,8 @@ pub struct Query<'a> {
     pub embedding: &'a [f32],
     /// The blocks' embeddings.
     pub index: &'a dyn VectorIndex,
+    /// The blocks' words; empty unless the strategy [needs](Strategy::needs_words) them.
+    pub words: &'a WordIndex,
     /// All blocks, in stream order.
     pub blocks: &'a [BlockMeta],
     /// Which of them may be recalled; `false` for ids that are not among `blocks`.
@@ -67,6 +74,11 @@ pub struct Query<'a> {
 pub trait Strategy: Debug + Send + Sync {
     /// The name on the command line and in result tables.
     fn name(&self) -> &'static str;
+
+    /// Whether it looks at words. They are indexed for those who do.
+    fn needs_words(&self) -> bool {
+        false
+    }
 
     /// Replaces `out` by up to `n` distinct eligible blocks, most relevant first. Each carries its
     /// distance from the query, whatever it was ranked by: gate and reports need it.

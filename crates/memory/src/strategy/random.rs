@@ -51,6 +51,7 @@ mod tests {
     use super::*;
     use crate::block::BlockId;
     use crate::index::{Distance, ExactIndex, VectorIndex};
+    use crate::words::WordIndex;
 
     fn draw(seed: u64, text: &str, n: usize) -> Vec<u64> {
         let mut index = ExactIndex::new(1, Distance::L2).unwrap();
@@ -58,6 +59,7 @@ mod tests {
             index.add(BlockId(id), &[id as f32]).unwrap();
         }
         let query = Query {
+            words: &WordIndex::default(),
             text,
             embedding: &[0.0],
             index: &index,
