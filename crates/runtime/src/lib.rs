@@ -43,6 +43,7 @@ mod config;
 mod error;
 mod footprint;
 mod generate;
+mod ingest;
 pub mod perplexity;
 mod recorder;
 mod sampler;

@@ -1,23 +1,23 @@
 //! One endless stream: read, evict, remember, recall, continue.
 
-use std::ops::{ControlFlow, Range};
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::ingest::DocumentProgress;
+use crate::recorder::{Recorder, Rows};
+use crate::saved::{Event, Resumed, Saved};
+use crate::{Origin, Policy, RecallConfig, SessionConfig, SessionError};
 use everstream_kv_cache::{CacheError, KvCache, KvSource, Sections, TokenPos};
 use everstream_memory::{
     BlockStore, Distance, Embedder, ExactIndex, Found, KvShape, Memory, MemoryConfig, MemoryError,
     RamStore, Recall, RecallRequest, RecalledBlock, Role,
 };
 use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
-use sha2::{Digest, Sha256};
-
-use crate::recorder::{Recorder, Rows};
-use crate::saved::{Event, Resumed, Saved};
-use crate::{Origin, Policy, RecallConfig, SessionConfig, SessionError};
 
 /// Tokens of a query when a turn has no words of its own.
-const QUERY_TOKENS: usize = 64;
+pub(crate) const QUERY_TOKENS: usize = 64;
 /// Rows whose logits are computed at once when every token is scored.
 const SCORED_ROWS: usize = 32;
 
@@ -51,25 +51,6 @@ pub struct Session {
     pub(crate) saved: Option<Saved>,
     pub(crate) resumed: Option<Resumed>,
     timings: Timings,
-}
-
-/// How far a document was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DocumentProgress {
-    /// Of its name and its text.
-    pub(crate) digest: [u8; 32],
-    pub(crate) n_read: u64,
-}
-
-impl DocumentProgress {
-    fn digest(origin: &Origin, text: &str) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        let name = origin.source.as_ref().map_or("", |source| &*source.file);
-        hash.update((name.len() as u64).to_le_bytes());
-        hash.update(name);
-        hash.update(text);
-        hash.finalize().into()
-    }
 }
 
 /// Where a session's time went.
@@ -165,121 +146,6 @@ impl Session {
         let mut session = Self::new(model, embedder, config)?;
         session.append(&tokens, Origin::turn(Role::System))?;
         Ok(session)
-    }
-
-    /// Reads text as it is, without template: a document, a log. `progress` hears how many tokens
-    /// of the text have been read, and of how many; it may stop the reading.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`]; what was read before it stays read.
-    pub fn ingest(
-        &mut self,
-        text: &str,
-        origin: Origin,
-        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
-    ) -> Result<usize, SessionError> {
-        self.ingest_observed(text, origin, None, progress)
-    }
-
-    /// As [`Session::ingest`], showing the prediction after every token to `observer`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::ingest`].
-    pub fn ingest_observed(
-        &mut self,
-        text: &str,
-        mut origin: Origin,
-        mut observer: Option<&mut Observer<'_>>,
-        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
-    ) -> Result<usize, SessionError> {
-        let tokens = self.encode(text)?;
-        let n_read = self.ingest_tokens(&tokens, 0, &mut origin, observer.take(), progress)?;
-        self.end_turn()?;
-        Ok(n_read)
-    }
-
-    /// As [`Session::ingest`], but what was read of this document before is not read again: a
-    /// session that was stopped while it read goes on there. `progress` hears of all tokens.
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::ingest`].
-    pub fn ingest_rest(
-        &mut self,
-        text: &str,
-        mut origin: Origin,
-        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
-    ) -> Result<usize, SessionError> {
-        let tokens = self.encode(text)?;
-        let digest = DocumentProgress::digest(&origin, text);
-        let at = match self.documents.iter().position(|document| document.digest == digest) {
-            Some(at) => at,
-            None => self.documents.len(),
-        };
-        let n_before = self.documents.get(at).map_or(0, |document| document.n_read as usize);
-        let Some(read) = tokens.get(..n_before).filter(|read| read.len() < tokens.len()) else {
-            // It may have been stopped between the last token and the end of the turn.
-            if self.reading == Some(at) {
-                self.end_turn()?;
-            }
-            return Ok(0);
-        };
-        read.iter().for_each(|&id| origin.move_past(self.model.tokenizer().token_bytes(id)));
-        self.begin_document(digest)?;
-        let n_read = self.ingest_tokens(&tokens, n_before, &mut origin, None, progress)?;
-        self.end_turn()?;
-        Ok(n_read - n_before)
-    }
-
-    /// What is read from now until the turn ends is part of this document.
-    pub(crate) fn begin_document(&mut self, digest: [u8; 32]) -> Result<(), SessionError> {
-        self.log(|| Event::Document(digest))?;
-        let known = self.documents.iter().position(|document| document.digest == digest);
-        self.reading = Some(known.unwrap_or(self.documents.len()));
-        if known.is_none() {
-            self.documents.push(DocumentProgress { digest, n_read: 0 });
-        }
-        Ok(())
-    }
-
-    /// Reads tokens from number `n_read` on; returns how many have been read then.
-    fn ingest_tokens(
-        &mut self,
-        tokens: &[u32],
-        mut n_read: usize,
-        origin: &mut Origin,
-        mut observer: Option<&mut Observer<'_>>,
-        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
-    ) -> Result<usize, SessionError> {
-        self.check_dense(tokens.len() - n_read)?;
-        let mut read = Ok(());
-        while read.is_ok() && n_read < tokens.len() {
-            let n = self.next_chunk(tokens.len() - n_read);
-            let chunk = &tokens[n_read..n_read + n];
-            read = self.recall_for_chunk(chunk);
-            if read.is_ok() {
-                read = self.read_chunk(chunk, origin, observer.as_deref_mut());
-            }
-            if read.is_ok() {
-                n_read += n;
-                if progress(self, n_read, tokens.len()).is_break() {
-                    break;
-                }
-            }
-        }
-        self.predict_after(read)?;
-        Ok(n_read)
-    }
-
-    /// Recalls what is relevant to text that is about to be read, if that is asked for.
-    fn recall_for_chunk(&mut self, chunk: &[u32]) -> Result<(), SessionError> {
-        if self.config.recall.on_ingest && self.recorder.is_some() {
-            let query = self.text_of(&chunk[..chunk.len().min(QUERY_TOKENS)]);
-            self.recall(&query)?;
-        }
-        Ok(())
     }
 
     /// Begins a user's turn: recalls what is relevant to it, then reads it. The model is to answer
@@ -671,7 +537,7 @@ impl Session {
     }
 
     /// Refuses at once what would fill a dense cache after minutes.
-    fn check_dense(&self, n_new: usize) -> Result<(), SessionError> {
+    pub(crate) fn check_dense(&self, n_new: usize) -> Result<(), SessionError> {
         let (n_tokens, capacity) = (self.n_tokens + n_new as u64, self.config.max_tokens);
         if self.config.policy == Policy::Dense && n_tokens > capacity as u64 {
             return Err(CacheError::Full { n_tokens, capacity }.into());
@@ -679,7 +545,7 @@ impl Session {
         Ok(())
     }
 
-    fn next_chunk(&self, n_tokens: usize) -> usize {
+    pub(crate) fn next_chunk(&self, n_tokens: usize) -> usize {
         match self.config.policy {
             Policy::Recompute => 1,
             _ => self.cache.timeline().next_chunk(n_tokens),
@@ -687,7 +553,7 @@ impl Session {
     }
 
     /// Runs one chunk through the model and records it.
-    fn read_chunk(
+    pub(crate) fn read_chunk(
         &mut self,
         tokens: &[u32],
         origin: &mut Origin,
@@ -762,7 +628,10 @@ impl Session {
     }
 
     /// Sets the logits after the newest token, whatever came of reading it; returns the first error.
-    fn predict_after(&mut self, read: Result<(), SessionError>) -> Result<(), SessionError> {
+    pub(crate) fn predict_after(
+        &mut self,
+        read: Result<(), SessionError>,
+    ) -> Result<(), SessionError> {
         let predicted = self.predict();
         read.and(predicted)
     }
@@ -808,7 +677,7 @@ impl Session {
     }
 
     /// Tokens as text, without those that are signals.
-    fn text_of(&self, tokens: &[u32]) -> String {
+    pub(crate) fn text_of(&self, tokens: &[u32]) -> String {
         let tokenizer = self.model.tokenizer();
         let words: Vec<u32> =
             tokens.iter().copied().filter(|&id| !tokenizer.is_special(id)).collect();
@@ -830,6 +699,8 @@ fn memory(
         ..MemoryConfig::new(&config.name, shape(model))
     };
     let index = ExactIndex::new(embedder.dim(), Distance::Cosine).map_err(MemoryError::from)?;
+    let n_threads = NonZeroUsize::new(model.n_threads()).unwrap_or(NonZeroUsize::MIN);
+    let index = index.with_threads(n_threads);
     Ok(Memory::new(settings, store, Box::new(index), embedder)?)
 }
 

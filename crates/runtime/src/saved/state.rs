@@ -9,7 +9,7 @@ use everstream_memory::{BlockSizes, KvType as MemoryType, Maker, write_whole};
 use fs_err::File;
 
 use super::journal::{RecalledRef, decode_origin, decode_refs, encode_origin, encode_refs};
-use crate::session::DocumentProgress;
+use crate::ingest::DocumentProgress;
 use crate::{Origin, SessionConfig, SessionError};
 
 const KIND: u8 = 1;
