@@ -184,7 +184,7 @@ impl DiskStore {
     /// # Errors
     ///
     /// [`StoreError::Maker`] if another model made it, [`StoreError::Format`],
-    /// [`StoreError::Limit`], [`StoreError::Catalog`] or [`StoreError::File`]. Damaged blocks are
+    /// [`StoreError::Limit`] or [`StoreError::File`]. Damaged blocks are
     /// no error: [`damage`](Self::damage) lists them.
     pub fn open(folder: Arc<SessionFolder>, options: DiskOptions) -> Result<Self, StoreError> {
         // The segment that is written to is never dropped, and one more should fit.
