@@ -177,8 +177,8 @@ impl FilterArgs {
 
 fn since(text: &str) -> Result<SystemTime, String> {
     if let Ok(duration) = humantime::parse_duration(text) {
-        let time = SystemTime::now().checked_sub(duration);
-        return time.ok_or_else(|| "that is before all time".to_owned());
+        // Before all time, which is as long ago as anything can have been written.
+        return Ok(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH));
     }
     let text = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
     let parsed = humantime::parse_rfc3339_weak(&text);
@@ -697,7 +697,7 @@ mod tests {
         assert_eq!(since("1970-01-02"), Ok(at(86_400)));
         assert_eq!(since("1970-01-01T00:00:05Z"), Ok(at(5)));
         assert!(since("2h").unwrap() < SystemTime::now());
-        for text in ["", "yesterday", "1970-13-02", "99999999999years"] {
+        for text in ["", "yesterday", "1970-13-02", "2h ago"] {
             assert!(since(text).is_err(), "{text:?}");
         }
     }

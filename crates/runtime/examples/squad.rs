@@ -70,6 +70,8 @@ enum Sees {
     Gold(Place),
     /// The text of what would be recalled, read in front of the question.
     Text(RecallConfig),
+    /// As the other, with so many tokens left in the window.
+    Shrunk(usize, Box<Sees>),
 }
 
 fn rows() -> Vec<(String, Sees)> {
@@ -110,6 +112,13 @@ fn rows() -> Vec<(String, Sees)> {
             let config = RecallConfig { gate, ..recall(strategy, n) };
             rows.push((format!("{strategy} {n}, near"), Sees::Recalled(config)));
         }
+    }
+    for n_tokens in [0, 64, 192] {
+        let shrunk = |sees| Sees::Shrunk(n_tokens, Box::new(sees));
+        let label = |what: &str| format!("{what}, window cut to {n_tokens}");
+        rows.push((label("gold paragraph, near"), shrunk(Sees::Gold(Place::Near))));
+        rows.push((label("nearest 2, near"), shrunk(Sees::Recalled(recall("nearest", 2)))));
+        rows.push((label("nearest 4, near"), shrunk(Sees::Recalled(recall("nearest", 4)))));
     }
     rows
 }
@@ -318,6 +327,12 @@ impl<'a> Stage<'a> {
                 let tokens = session.encode(&text)?;
                 session.append(&tokens, Origin::turn(Role::Document))?;
                 Ok((session, is_hit(&recall, &gold)))
+            }
+            Sees::Shrunk(n_tokens, sees) => {
+                // What leaves now is not recalled: it was in the window when the question came.
+                let (mut session, is_hit) = self.session(sees, record, paragraph)?;
+                session.shrink_window(*n_tokens)?;
+                Ok((session, is_hit))
             }
             Sees::Alone | Sees::Dense | Sees::Sink => unreachable!("answered above"),
         }

@@ -393,6 +393,22 @@ impl Session {
         Ok(forgotten)
     }
 
+    /// Evicts all but the newest `n_tokens` tokens of the window at once, and what is in no stored
+    /// block yet stays besides: text that a turn does not need draws attention from what is recalled
+    /// for it. The window fills again.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; the window is then as it was.
+    pub fn shrink_window(&mut self, n_tokens: usize) -> Result<(), SessionError> {
+        self.settle()?;
+        let n_open = self.recorder.as_ref().map_or(0, |recorder| recorder.open_tokens().1.len());
+        let n_tokens = n_tokens.max(n_open);
+        self.log(|| Event::ShrinkWindow(n_tokens))?;
+        self.cache.evict_before(TokenPos(self.n_tokens).before(n_tokens));
+        Ok(())
+    }
+
     /// Stores all blocks that are complete.
     pub(crate) fn settle(&mut self) -> Result<(), SessionError> {
         match &mut self.recorder {

@@ -24,6 +24,7 @@ const END_RECALL: u8 = 3;
 const BEGIN_ANSWER: u8 = 4;
 const END_TURN: u8 = 5;
 const DOCUMENT: u8 = 6;
+const SHRINK_WINDOW: u8 = 7;
 
 /// A block that is or was in the recalled section.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +49,8 @@ pub(crate) enum Event {
     EndTurn,
     /// A document began, or went on: its digest.
     Document([u8; 32]),
+    /// All but so many tokens of the window were evicted.
+    ShrinkWindow(usize),
 }
 
 impl Event {
@@ -80,6 +83,10 @@ impl Event {
                 to.0.extend_from_slice(digest);
                 DOCUMENT
             }
+            Self::ShrinkWindow(n_tokens) => {
+                to.u64(*n_tokens as u64);
+                SHRINK_WINDOW
+            }
         };
         (kind, to.0)
     }
@@ -97,6 +104,7 @@ impl Event {
             END_RECALL => Self::EndRecall,
             BEGIN_ANSWER => Self::BeginAnswer,
             END_TURN => Self::EndTurn,
+            SHRINK_WINDOW => Self::ShrinkWindow(usize::try_from(from.u64()?).ok()?),
             DOCUMENT => Self::Document(from.take(32)?.try_into().ok()?),
             _ => return None,
         };
@@ -260,6 +268,7 @@ mod tests {
             Event::EndRecall,
             Event::EndTurn,
             Event::Document([9; 32]),
+            Event::ShrinkWindow(64),
         ]
     }
 

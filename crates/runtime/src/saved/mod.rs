@@ -371,6 +371,7 @@ impl Session {
             }
             Event::EndTurn => self.end_turn(),
             Event::Document(digest) => self.begin_document(*digest),
+            Event::ShrinkWindow(n_tokens) => self.shrink_window(*n_tokens),
         }
     }
 
