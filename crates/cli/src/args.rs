@@ -389,9 +389,10 @@ pub(crate) struct DemoArgs {
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// dense, window, recompute, sink or remember
-    #[arg(long, value_name = "POLICY", default_value = "remember")]
-    pub(crate) policy: Policy,
+    /// dense, window, recompute, sink or remember [default: remember; sink, if there is no sentence
+    /// encoder]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) policy: Option<Policy>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     #[command(flatten)]
@@ -424,9 +425,10 @@ pub(crate) struct GenerateArgs {
     /// File to continue; - is standard input
     #[arg(long, value_name = "FILE", group = "text_to_continue")]
     pub(crate) file: Option<PathBuf>,
-    /// dense, window, recompute, sink or remember
-    #[arg(long, value_name = "POLICY", default_value = "remember")]
-    pub(crate) policy: Policy,
+    /// dense, window, recompute, sink or remember [default: remember; sink, if there is no sentence
+    /// encoder]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) policy: Option<Policy>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     #[command(flatten)]

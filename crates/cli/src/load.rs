@@ -9,7 +9,7 @@ use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind};
 use everstream_runtime::kernels::Isa;
 use everstream_runtime::memory::{DEFAULT_SEGMENT_BYTES, Embedder, KvType, MiniLm, SessionFolder};
 use everstream_runtime::model::{Model, ModelOptions};
-use everstream_runtime::{Policy, Storage};
+use everstream_runtime::{Policy, SessionConfig, Storage};
 
 use crate::args::{Common, SessionArgs};
 use crate::output;
@@ -129,6 +129,24 @@ pub(crate) fn encoder(
     let _ = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build_global();
     let files = files(common, DEFAULT_ENCODER)?;
     Ok(Some(Arc::new(MiniLm::open(&files.dir)?)))
+}
+
+/// As [`encoder`]. If nobody asked for policy `remember`, and no sentence encoder can be had, the
+/// session goes on without memory, and that is said.
+pub(crate) fn encoder_or_sink(
+    common: &Common,
+    asked: Option<Policy>,
+    config: &mut SessionConfig,
+) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
+    match encoder(common, config.policy) {
+        Err(error) if asked.is_none() => {
+            let why = output::one_line(&error);
+            output::note(&format!("going on without memory, as with --policy sink: {why}"));
+            config.policy = Policy::Sink;
+            Ok(None)
+        }
+        encoder => encoder,
+    }
 }
 
 /// Reads a text file; `-` is standard input.

@@ -39,25 +39,25 @@ const INTERRUPTED: i32 = 130;
 
 pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     // What can be wrong without a model is found before one is loaded.
-    let mut config = args.cache.session(args.policy);
+    let mut config = args.cache.session(args.policy.unwrap_or(Policy::Remember));
     if args.session.session.is_some() {
         config.memory_type = load::SAVED_MEMORY_TYPE;
     }
     args.recall.apply(&mut config);
     config.check()?;
     Sampler::new(args.sample.options().sampler)?;
-    if args.session.session.is_some() && args.policy != Policy::Remember {
-        bail!("--session keeps streams of policy remember: leave --policy {} out", args.policy);
+    if args.session.session.is_some() && config.policy != Policy::Remember {
+        bail!("--session keeps streams of policy remember: leave --policy {} out", config.policy);
+    }
+    let is_stdin_read = args.ingest.iter().any(|path| documents::is_stdin(path));
+    if is_stdin_read && args.session.session.is_none() {
+        bail!("--ingest - leaves no input for turns: give --session NAME, and chat with it later");
     }
     let storage = load::storage(common, &args.session)?;
     if let Some(storage) = &storage {
         keep_geometry(&mut config, storage, args)?;
     }
     let documents = documents::read(&args.ingest)?;
-    let is_stdin_read = args.ingest.iter().any(|path| documents::is_stdin(path));
-    if is_stdin_read && storage.is_none() {
-        bail!("--ingest - leaves no input for turns: give --session NAME, and chat with it later");
-    }
     let mut input = match is_stdin_read {
         true => None,
         false => Some(Input::open(&load::cache_dir(common)?)?),
@@ -65,7 +65,9 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     let is_terminal = input.as_ref().is_some_and(Input::is_terminal);
 
     let model = load::model(common, &args.model.model)?;
-    let encoder = load::encoder(common, args.policy)?;
+    // What is kept must not depend on whether an encoder was there today.
+    let asked = args.policy.or(storage.is_some().then_some(Policy::Remember));
+    let encoder = load::encoder_or_sink(common, asked, &mut config)?;
     let stop = Arc::new(AtomicBool::new(false));
     if is_terminal {
         // Piped input is a script's, and a script that is interrupted should end.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use everstream_runtime::memory::Role;
-use everstream_runtime::{Origin, Sampler, Session};
+use everstream_runtime::{Origin, Policy, Sampler, Session};
 use serde_json::json;
 
 use crate::args::{Common, GenerateArgs};
@@ -21,12 +21,13 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
     if prompt.trim().is_empty() {
         bail!("the prompt is empty: use --prompt TEXT or --file FILE with some text");
     }
-    let mut config = args.cache.session(args.policy);
+    let mut config = args.cache.session(args.policy.unwrap_or(Policy::Remember));
     args.recall.apply(&mut config);
     config.check()?;
     Sampler::new(args.sample.options().sampler)?;
     let model = load::model(common, &args.model.model)?;
-    let encoder = load::encoder(common, args.policy)?;
+    let encoder = load::encoder_or_sink(common, args.policy, &mut config)?;
+    let policy = config.policy;
 
     let start = Instant::now();
     let mut session;
@@ -66,7 +67,7 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
     if args.json {
         let result = json!({
             "model": args.model.model,
-            "policy": args.policy.name(),
+            "policy": policy.name(),
             "text": generated.text,
             "stop": generated.stop.name(),
             "prompt_tokens": n_prompt,

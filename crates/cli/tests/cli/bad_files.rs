@@ -145,5 +145,5 @@ fn text_that_is_empty() {
     let text = rig.file("nothing.txt", "");
     rig.fails(&["perplexity", "--model", &model, "--text", &text], "at least 2 tokens are needed");
     let ingest = ["chat", "--model", &model, "--policy", "sink", "--ingest", "-"];
-    rig.fails(&ingest, "--ingest - would read the turns");
+    rig.fails(&ingest, "--ingest - leaves no input for turns");
 }

@@ -2,8 +2,8 @@
 
 use crate::rig::Rig;
 
-const COMMANDS: [&str; 8] =
-    ["demo", "chat", "generate", "perplexity", "bench", "inspect", "pull", "models"];
+const COMMANDS: [&str; 9] =
+    ["demo", "chat", "generate", "memory", "perplexity", "bench", "inspect", "pull", "models"];
 
 #[test]
 fn every_command_helps_with_examples() {

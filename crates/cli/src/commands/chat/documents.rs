@@ -25,7 +25,11 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Document>> {
     let mut documents = Vec::new();
     for path in paths {
         if path.is_dir() {
+            let n_before = documents.len();
             read_folder(path, &mut documents)?;
+            if documents.len() == n_before {
+                bail!("{} holds no text: leave it out of --ingest", path.display());
+            }
         } else {
             documents.push(read_file(path)?);
         }
