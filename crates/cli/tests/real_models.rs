@@ -117,3 +117,61 @@ fn remember_is_scored_on_the_positions_of_the_others() {
         assert!((1.0..1000.0).contains(&row["perplexity"].as_f64().unwrap()), "{row}");
     }
 }
+
+#[test]
+#[ignore = "needs the real models: cargo xtask check runs it"]
+fn a_session_goes_on_and_can_be_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, data) = (excerpt(&dir, 12_000), dir.path().join("data"));
+    let data = data.to_str().unwrap();
+    let chat = ["chat", "--data-dir", data, "--session", "work", "--max-tokens", "8", "--json"];
+    let ingest = [&chat[..], &["--ingest", &text]].concat();
+    let (first, said) = run(&ingest, "Who is the harbour master?\n");
+    assert!(said.contains("tokens/s"), "{said}");
+    let (_, said) = run(&ingest, "\n");
+    assert!(said.contains("session work: ") && said.contains("was read before"), "{said}");
+    let (second, _) = run(&chat, "Who is the harbour master?\n/forget 4..120\n");
+    let recalled = |lines: &str| objects(lines)[0]["recalled"].as_array().unwrap().len();
+    assert!(recalled(&first) > 0 && recalled(&second) > 0);
+
+    let memory = |action: &[&str]| {
+        let arguments = [&["memory"], action, &["--data-dir", data]].concat();
+        run(&arguments, "").0
+    };
+    let sessions = objects(&memory(&["ls", "--json"]));
+    assert_eq!((sessions.len(), &sessions[0]["session"]), (1, &"work".into()));
+    let shown = objects(&memory(&["show", "--session", "work", "--json"]));
+    assert!(shown.len() > 20 && shown[0]["range"][0].as_u64().unwrap() > 4, "the first is gone");
+    let users = objects(&memory(&["show", "--session", "work", "--role", "user", "--json"]));
+    assert!(users.len() < shown.len());
+    let found = objects(&memory(&[
+        "search",
+        "--session",
+        "work",
+        "--json",
+        "-n",
+        "3",
+        "--distance",
+        "l2",
+        "harbour master",
+    ]));
+    let distances: Vec<f64> = found.iter().map(|f| f["distance"].as_f64().unwrap()).collect();
+    assert!(distances.len() == 3 && distances.is_sorted(), "{distances:?}");
+    memory(&["verify", "--session", "work"]);
+    let compacted = memory(&["compact", "--session", "work", "--json"]);
+    let compacted: Value = serde_json::from_str(&compacted).unwrap();
+    assert!(compacted["bytes_after"].as_u64() < compacted["bytes_before"].as_u64());
+    let exported = memory(&["export", "--session", "work", "--kv"]);
+    let blocks = objects(&exported);
+    assert_eq!(blocks.len(), shown.len());
+    assert_eq!(blocks[0]["embedding"].as_array().unwrap().len(), 384);
+    assert!(blocks[0]["kv"]["base64"].as_str().unwrap().len() > 100_000);
+    let lines: Vec<&str> = exported.lines().take(4).collect();
+    let file = dir.path().join("some.jsonl");
+    fs_err::write(&file, lines.join("\n")).unwrap();
+    memory(&["import", "--session", "copy", file.to_str().unwrap()]);
+    let copied = objects(&memory(&["show", "--session", "copy", "--json"]));
+    assert!(copied.len() >= 3 && copied[0]["source"]["file"] == blocks[0]["source"]["file"]);
+    memory(&["rm", "--session", "copy"]);
+    assert_eq!(objects(&memory(&["ls", "--json"])).len(), 1);
+}

@@ -73,3 +73,17 @@ fn a_stream_longer_than_its_cache_goes_on() {
         assert!(result["prompt_tokens"].as_u64().unwrap() > 500, "{result}");
     }
 }
+
+#[test]
+fn without_a_sentence_encoder_it_goes_on_and_says_so() {
+    let rig = Rig::new();
+    let model = tiny("tiny-llama");
+    let common = ["generate", "--model", &model, "--prompt", PROMPT, "--max-tokens", "3", "--json"];
+    let ran = rig.ok(&common);
+    assert!(ran.stderr.contains("going on without memory, as with --policy sink"), "{ran:?}");
+    assert_eq!(ran.json()["policy"], "sink");
+    let asked = [&common[..], &["--policy", "remember"]].concat();
+    rig.fails(&asked, "no source of minilm works");
+    let session = ["chat", "--model", &model, "--session", "x", "--data-dir", &rig.path("data")];
+    rig.fails(&session, "no source of minilm works");
+}
