@@ -213,8 +213,8 @@ pub(crate) struct SessionArgs {
     /// Keep the stream and its memory under this name; one that exists goes on where it ended
     #[arg(long, value_name = "NAME")]
     pub(crate) session: Option<String>,
-    /// Disk space for what a session remembers; beyond it the oldest is dropped [default: half of
-    /// what is free]
+    /// Disk space for what a session remembers; beyond it the oldest is dropped [default: what it
+    /// has, and half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "session")]
     pub(crate) memory_max: Option<u64>,
 }

@@ -69,7 +69,11 @@ pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Opt
     let folder = Arc::new(SessionFolder::create(&data_dir(common)?, name)?);
     let max_bytes = match args.memory_max {
         Some(max_bytes) => max_bytes,
-        None => (fs4::available_space(folder.path())? / 2).max(2 * DEFAULT_SEGMENT_BYTES),
+        // What it has already is not to be dropped because others filled the disk.
+        None => {
+            let own = folder.segment_bytes()?;
+            own + (fs4::available_space(folder.path())? / 2).max(2 * DEFAULT_SEGMENT_BYTES)
+        }
     };
     Ok(Some(Storage { folder, max_bytes: Some(max_bytes) }))
 }

@@ -55,6 +55,7 @@ impl Session {
         mut observer: Option<&mut Observer<'_>>,
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
+        self.end_document()?;
         let tokens = self.encode(text)?;
         let n_read = self.ingest_tokens(&tokens, 0, &mut origin, observer.take(), progress)?;
         self.end_turn()?;
@@ -88,10 +89,18 @@ impl Session {
             return Ok(0);
         };
         read.iter().for_each(|&id| origin.move_past(self.model.tokenizer().token_bytes(id)));
+        if self.reading.is_some_and(|reading| reading != at) {
+            self.end_turn()?;
+        }
         self.begin_document(digest)?;
         let n_read = self.ingest_tokens(&tokens, n_before, &mut origin, None, progress)?;
         self.end_turn()?;
         Ok(n_read - n_before)
+    }
+
+    /// Ends a document that reading stopped in: what comes now is not part of it.
+    pub(crate) fn end_document(&mut self) -> Result<(), SessionError> {
+        if self.reading.is_some() { self.end_turn() } else { Ok(()) }
     }
 
     /// What is read from now until the turn ends is part of this document.
@@ -118,8 +127,10 @@ impl Session {
         let mut read = Ok(());
         while read.is_ok() && n_read < tokens.len() {
             let n = self.next_chunk(tokens.len() - n_read);
+            read = self.recall_for_chunk(&tokens[n_read..n_read + n]);
+            // A recall may leave room for a shorter chunk.
+            let n = self.next_chunk(n);
             let chunk = &tokens[n_read..n_read + n];
-            read = self.recall_for_chunk(chunk);
             if read.is_ok() {
                 read = self.read_chunk(chunk, origin, observer.as_deref_mut());
             }

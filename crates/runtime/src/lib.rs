@@ -56,7 +56,7 @@ pub use footprint::CacheFootprint;
 pub use generate::{GenerateOptions, Generated, StopReason};
 pub use recorder::Origin;
 pub use sampler::{Sampler, SamplerConfig};
-pub use saved::{Geometry, Resumed, SAVE_TOKENS, Storage, saved_geometry};
+pub use saved::{Geometry, Resumed, SAVE_TOKENS, Storage, log_forgotten, saved_geometry};
 pub use session::{Observer, Session, Timings, encode};
 
 pub use everstream_kernels as kernels;

@@ -9,7 +9,7 @@ use crate::ingest::DocumentProgress;
 use crate::recorder::{Recorder, Rows};
 use crate::saved::{Event, Resumed, Saved};
 use crate::{Origin, Policy, RecallConfig, SessionConfig, SessionError};
-use everstream_kv_cache::{CacheError, KvCache, KvSource, Sections, TokenPos};
+use everstream_kv_cache::{CacheError, KvCache, KvSource, Place, Sections, TokenPos};
 use everstream_memory::{
     BlockStore, Distance, Embedder, ExactIndex, Found, KvShape, Memory, MemoryConfig, MemoryError,
     RamStore, Recall, RecallRequest, RecalledBlock, Role,
@@ -165,9 +165,10 @@ impl Session {
     /// As [`Session::turn`].
     pub fn turn_about(&mut self, text: &str, query: &str) -> Result<&Recall, SessionError> {
         let (tokens, origin) = self.encode_user_turn(text)?;
+        self.end_document()?;
         self.recall(query)?;
-        self.append(&tokens, origin)?;
         self.begin_answer()?;
+        self.append(&tokens, origin)?;
         Ok(self.last_recall.get_or_insert_default())
     }
 
@@ -178,12 +179,14 @@ impl Session {
     /// [`SessionError`].
     pub fn read_turn(&mut self, text: &str) -> Result<(), SessionError> {
         let (tokens, origin) = self.encode_user_turn(text)?;
+        self.end_document()?;
         self.log(|| Event::EndRecall)?;
         self.end_recall();
-        self.append(&tokens, origin)?;
-        self.begin_answer()
+        self.begin_answer()?;
+        self.append(&tokens, origin)
     }
 
+    /// Logged before the turn's tokens: of a turn that was cut off, the end is still to come.
     fn begin_answer(&mut self) -> Result<(), SessionError> {
         self.log(|| Event::BeginAnswer)?;
         self.awaits_answer = true;
@@ -204,6 +207,7 @@ impl Session {
     ///
     /// As [`Session::append`].
     pub fn read_prompt(&mut self, tokens: &[u32], origin: Origin) -> Result<(), SessionError> {
+        self.end_document()?;
         let (begin, end) = tokens.split_at(tokens.len().saturating_sub(QUERY_TOKENS));
         let mut end_origin = origin.clone();
         begin.iter().for_each(|&id| end_origin.move_past(self.model.tokenizer().token_bytes(id)));
@@ -263,6 +267,10 @@ impl Session {
     /// [`SessionError::Memory`] if a block is of another shape, [`SessionError::Cache`] if the
     /// blocks do not fit; the cache is then as it was.
     pub fn insert(&mut self, recall: Recall) -> Result<(), SessionError> {
+        self.insert_at(self.config.recall.place, recall)
+    }
+
+    pub(crate) fn insert_at(&mut self, place: Place, recall: Recall) -> Result<(), SessionError> {
         let expected = shape(&self.model);
         for block in &recall.blocks {
             let found = block.block.kv().shape();
@@ -270,16 +278,15 @@ impl Session {
                 return Err(MemoryError::Shape { expected, found }.into());
             }
         }
-        if self.is_in_cache(&recall) {
+        if self.is_in_cache(place, &recall) {
             self.last_recall = Some(recall);
             return Ok(());
         }
-        let place = self.config.recall.place;
         // Tried on the positions alone, so that the last recall ends only if this one begins.
         let mut trial = self.cache.timeline().clone();
         trial.end_recall();
         trial.begin_recall(place, recall.n_tokens())?;
-        self.log(|| Event::recall(&recall))?;
+        self.log(|| Event::recall(place, &recall))?;
         let rows: Vec<Rows<'_>> = recall.blocks.iter().map(Rows).collect();
         let sources: Vec<&dyn KvSource> = rows.iter().map(|r| r as &dyn KvSource).collect();
         self.end_recall();
@@ -291,11 +298,13 @@ impl Session {
     /// Whether just this was recalled here, and nothing read since. Doing it again would change
     /// positions, and so the last bits: a stream that was killed between a recall and what follows
     /// it would not go on as it would have.
-    fn is_in_cache(&self, recall: &Recall) -> bool {
+    fn is_in_cache(&self, place: Place, recall: &Recall) -> bool {
+        let held = self.cache.timeline().state().recalled;
         let parts = |recall: &Recall| -> Vec<_> {
             recall.blocks.iter().map(|b| (b.block.id(), b.part.clone())).collect()
         };
-        self.recalled_at == self.n_tokens
+        held.is_none_or(|held| held == (place, recall.n_tokens()))
+            && self.recalled_at == self.n_tokens
             && self.last_recall.as_ref().is_some_and(|last| parts(last) == parts(recall))
     }
 
@@ -381,14 +390,13 @@ impl Session {
         range: &Range<TokenPos>,
     ) -> Result<Vec<Range<TokenPos>>, SessionError> {
         self.settle()?;
+        self.log(|| Event::Forget(range.clone()))?;
         let Some(recorder) = &mut self.recorder else { return Ok(Vec::new()) };
         let forgotten = recorder.memory.forget(range)?;
         let is_forgotten = |block: &RecalledBlock| forgotten.contains(&block.block.range());
         if self.last_recall.as_ref().is_some_and(|recall| recall.blocks.iter().any(is_forgotten)) {
-            self.log(|| Event::EndRecall)?;
             self.end_recall();
         }
-        // A replay would remember them again.
         self.save()?;
         Ok(forgotten)
     }

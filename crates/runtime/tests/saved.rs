@@ -12,11 +12,13 @@ use std::sync::Arc;
 use common::{small, story, tiny};
 use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
-    HashEmbedder, KvType as MemoryType, Recall, RecallOrder, Role, SessionFolder, StoreError,
+    BlockStore, DiskOptions, DiskStore, HashEmbedder, KvType as MemoryType, Recall, RecallOrder,
+    Role, SessionFolder, StoreError,
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
 use everstream_runtime::{
-    GenerateOptions, Origin, Policy, Session, SessionConfig, SessionError, Storage, saved_geometry,
+    GenerateOptions, Origin, Policy, Session, SessionConfig, SessionError, Storage, log_forgotten,
+    saved_geometry,
 };
 use tempfile::TempDir;
 
@@ -467,4 +469,135 @@ fn a_recall_that_does_not_fit_changes_nothing() {
     assert_eq!(seen(&mut session), before);
     let copy = copy(data.path());
     assert_eq!(seen(&mut open(&model, &config, copy.path())), before);
+}
+
+/// Another program forgets blocks of a session that was killed: the replay writes them again, and
+/// they are forgotten again.
+#[test]
+fn what_is_forgotten_after_a_kill_is_not_replayed() {
+    let (model, config) = (tiny("llama"), small(Policy::Remember));
+    let data = tempfile::tempdir().unwrap();
+    let mut session = open(&model, &config, data.path());
+    run(&mut session, &Step::Ingest(story(2500)));
+    let query = "Captain Vasquez hid the emerald compass";
+    let best = session.recall(query).unwrap().blocks.last().unwrap().block.range();
+    let n_tokens = session.n_tokens();
+    let killed = copy(data.path());
+    let folder = Arc::new(SessionFolder::open(killed.path(), "test").unwrap());
+    log_forgotten(&folder, &best).unwrap();
+    let mut store = DiskStore::open(folder, DiskOptions::default()).unwrap();
+    let order = store.metas().iter().position(|meta| meta.range == best).unwrap();
+    store.forget(order).unwrap();
+    drop(store);
+    for _ in 0..2 {
+        let mut session = open(&model, &config, killed.path());
+        assert_eq!(session.n_tokens(), n_tokens);
+        let recall = session.recall(query).unwrap();
+        assert!(!recall.blocks.iter().any(|b| b.block.range() == best));
+        assert!(session.search("emerald", 100).unwrap().iter().all(|f| f.meta.range != best));
+    }
+}
+
+/// A turn between two parts of a document is no part of it.
+#[test]
+fn a_document_goes_on_where_it_stopped_whatever_was_said_between() {
+    let (model, config) = (tiny("qwen2"), small(Policy::Remember));
+    let data = tempfile::tempdir().unwrap();
+    let (text, path) = (story(3000), data.path().to_owned());
+    let mut copies = Vec::new();
+    let mut session = open(&model, &config, data.path());
+    session
+        .ingest_rest(&text, Origin::file("a.txt"), &mut |_, n_read, _| {
+            copies.push((copy(&path), n_read));
+            Continue(())
+        })
+        .unwrap();
+    let n_all = session.n_tokens() as usize;
+    let (killed, n_read) = &copies[copies.len() / 2];
+    let mut session = open(&model, &config, killed.path());
+    run(&mut session, &Step::Turn("Where did the red boat go?"));
+    run(&mut session, &Step::Answer(20));
+    let origin = || Origin::file("a.txt");
+    let n_rest = session.ingest_rest(&text, origin(), &mut |_, _, _| Continue(())).unwrap();
+    assert_eq!(n_rest, n_all - n_read);
+    let other = Origin::file("b.txt");
+    assert!(session.ingest_rest(&text, other, &mut |_, _, _| Continue(())).unwrap() == n_all);
+}
+
+/// Where recalls go may change from one start to the next; a replay puts them where they went.
+#[test]
+fn a_replay_recalls_to_the_place_of_then() {
+    let (model, mut config) = (tiny("llama"), small(Policy::Remember));
+    let data = tempfile::tempdir().unwrap();
+    let mut session = open(&model, &config, data.path());
+    run(&mut session, &Step::Ingest(story(2000)));
+    run(&mut session, &Step::Turn("Where did the red boat go?"));
+    run(&mut session, &Step::Answer(10));
+    let (expected, killed) = (seen(&mut session), copy(data.path()));
+    config.recall.place = Place::Between;
+    let mut session = open(&model, &config, killed.path());
+    assert_eq!(seen(&mut session), expected);
+    // The same blocks at another place are another recall.
+    let recall = session.last_recall().unwrap().clone();
+    let before = session.logits().to_vec();
+    session.insert(recall).unwrap();
+    session.append(&[5], Origin::turn(Role::Document)).unwrap();
+    assert_ne!(session.logits(), before);
+}
+
+/// Killed while a turn was being read: the next start closes it.
+#[test]
+fn a_turn_that_was_cut_off_is_closed() {
+    let (model, config) = (tiny("llama"), small(Policy::Remember));
+    let data = tempfile::tempdir().unwrap();
+    let mut session = open(&model, &config, data.path());
+    run(&mut session, &Step::Ingest(story(1000)));
+    let n_before = session.n_tokens();
+    let long = "The boat went on. ".repeat(20);
+    session.read_turn(&long).unwrap();
+    let n_after = session.n_tokens();
+    drop(session);
+    // Its last chunk never came.
+    let journal = file_of(data.path(), "journal-", 0);
+    let bytes = fs_err::read(&journal).unwrap();
+    fs_err::write(&journal, &bytes[..bytes.len() - 10]).unwrap();
+    let mut session = open(&model, &config, data.path());
+    assert!(session.n_tokens() > n_before && session.n_tokens() < n_after);
+    assert!(session.awaits_answer());
+    session.close_answer().unwrap();
+    run(&mut session, &Step::Turn("Where?"));
+}
+
+/// A damaged block whose embedding is not stored either: it is not found, and that is all.
+#[test]
+fn a_damaged_block_without_embedding_does_not_keep_a_session_from_opening() {
+    let (model, config) = (tiny("llama"), small(Policy::Remember));
+    let data = tempfile::tempdir().unwrap();
+    let mut session = open(&model, &config, data.path());
+    run(&mut session, &Step::Ingest(story(3000)));
+    session.save().unwrap();
+    let n_blocks = session.memory().unwrap().stats().n_indexed;
+    drop(session);
+    let segment = SessionFolder::path_of(data.path(), "test").join("blocks/000001.blocks");
+    let mut bytes = fs_err::read(&segment).unwrap();
+    let at = bytes.windows(7).position(|w| w == b"emerald").unwrap();
+    bytes[at] ^= 1;
+    fs_err::write(&segment, bytes).unwrap();
+    // Another encoder would drop all embeddings; opening the store under its name does so.
+    let folder = Arc::new(SessionFolder::open(data.path(), "test").unwrap());
+    let options = DiskOptions { encoder: Some("another".to_owned()), ..DiskOptions::default() };
+    drop(DiskStore::open(folder, options).unwrap());
+    let mut session = open(&model, &config, data.path());
+    assert_eq!(session.memory().unwrap().stats().n_indexed, n_blocks - 1);
+    assert!(!session.recall("Where did the boat go?").unwrap().blocks.is_empty());
+    assert_eq!(session.search("boat", 1000).unwrap().len(), n_blocks - 1);
+}
+
+#[test]
+fn recalling_while_reading_takes_windows_shorter_than_a_chunk() {
+    let model = tiny("llama");
+    let mut config = SessionConfig { chunk_tokens: 256, ..small(Policy::Remember) };
+    config.recall.on_ingest = true;
+    let mut session = common::session(&model, config);
+    run(&mut session, &Step::Ingest(story(3000)));
 }

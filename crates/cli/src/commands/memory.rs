@@ -4,6 +4,7 @@ use std::io::Write;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use base64::Engine;
@@ -12,7 +13,9 @@ use everstream_runtime::memory::{
     BlockMeta, BlockStore, DiskOptions, DiskStore, Embedder, ExactIndex, Role, SessionFolder,
     StoreError, VectorIndex,
 };
-use everstream_runtime::{Origin, Policy, Session, SessionConfig, Storage, saved_geometry};
+use everstream_runtime::{
+    Origin, Policy, Session, SessionConfig, Storage, log_forgotten, saved_geometry,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,6 +25,8 @@ use crate::args::{
 };
 use crate::{load, output};
 
+/// The longest name of a file that an import may give.
+const MAX_NAME_BYTES: usize = 4096;
 /// Characters of a block that a list shows.
 const SHOWN_CHARS: usize = 72;
 
@@ -84,7 +89,7 @@ fn list(data: &Path, is_json: bool) -> anyhow::Result<()> {
         let n_tokens: usize = held().map(BlockMeta::n_tokens).sum();
         let model = store.maker().map_or("", |maker| maker.model.as_str());
         let last = held().map(|meta| meta.written_at).max();
-        let last = last.map(|time| humantime::format_rfc3339_seconds(time).to_string());
+        let last = last.map(|time| humantime::format_rfc3339_seconds(shown(time)).to_string());
         if is_json {
             let session = json!({
                 "session": name, "model": model, "blocks": held().count(), "tokens": n_tokens,
@@ -143,12 +148,18 @@ fn show(data: &Path, args: &ShowArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A time that can be written with four digits for the year.
+fn shown(time: SystemTime) -> SystemTime {
+    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    time.clamp(SystemTime::UNIX_EPOCH, end)
+}
+
 fn tokens(range: &Range<TokenPos>) -> String {
     format!("{}..{}", range.start.0, range.end.0)
 }
 
 fn line(meta: &BlockMeta, text: &str) -> String {
-    let time = humantime::format_rfc3339_seconds(meta.written_at);
+    let time = humantime::format_rfc3339_seconds(shown(meta.written_at));
     let source = meta.source.as_ref().map_or(String::new(), |s| format!("{}:{} ", s.file, s.line));
     let words = output::first_words(&format!("{source}{text}"), SHOWN_CHARS);
     format!("{:<15} {time} {:<9} {words}", tokens(&meta.range), meta.role)
@@ -161,7 +172,7 @@ fn block_json(meta: &BlockMeta, text: &str) -> Value {
         "range": [meta.range.start.0, meta.range.end.0],
         "role": meta.role.as_str(),
         "source": source,
-        "written_at": humantime::format_rfc3339_nanos(meta.written_at).to_string(),
+        "written_at": humantime::format_rfc3339_nanos(shown(meta.written_at)).to_string(),
         "text": text,
     })
 }
@@ -176,7 +187,11 @@ fn search(common: &Common, data: &Path, args: &SearchArgs) -> anyhow::Result<()>
     let hits = nearest(&mut store, &*encoder, &orders, args)?;
     let mut out = std::io::stdout().lock();
     for (order, distance) in hits {
-        let (meta, text) = (&store.metas()[order], store.text(order)?);
+        let meta = &store.metas()[order];
+        let text = match store.text(order) {
+            Err(StoreError::Damaged { .. }) => continue,
+            text => text?,
+        };
         if args.of.json {
             let mut block = block_json(meta, &text.text);
             block["distance"] = json!(distance);
@@ -235,7 +250,13 @@ fn export(data: &Path, args: &ExportArgs) -> anyhow::Result<()> {
         block["tokens"] = json!(text.tokens);
         block["embedding"] = json!(store.embedding(order)?);
         if args.kv {
-            let kv = store.get(order)?;
+            let kv = match store.get(order) {
+                Err(StoreError::Damaged { .. }) => {
+                    output::note(&format!("tokens {}: damaged, left out", tokens(&meta.range)));
+                    continue;
+                }
+                kv => kv?,
+            };
             let (kv, shape) = (kv.kv(), kv.kv().shape());
             block["kv"] = json!({
                 "type": kv.kv_type().name(),
@@ -270,6 +291,9 @@ fn import(common: &Common, data: &Path, args: &ImportArgs) -> anyhow::Result<()>
     for (i, line) in lines.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let text: Imported = serde_json::from_str(line)
             .with_context(|| format!("{}, line {}", args.file.display(), i + 1))?;
+        if text.source.as_ref().is_some_and(|source| source.file.len() > MAX_NAME_BYTES) {
+            bail!("{}, line {}: the name of a file is too long", args.file.display(), i + 1);
+        }
         texts.push(text);
     }
     let folder = Arc::new(SessionFolder::create(data, &args.session)?);
@@ -316,6 +340,7 @@ fn remove(data: &Path, args: &RemoveArgs) -> anyhow::Result<()> {
     let mut store = open(data, &args.session)?;
     let all = FilterArgs { since: None, role: Vec::new(), source: Vec::new() };
     let orders = chosen(&store, &all, Some(range));
+    log_forgotten(store.folder(), range)?;
     for &order in &orders {
         store.forget(order)?;
     }
@@ -323,7 +348,8 @@ fn remove(data: &Path, args: &RemoveArgs) -> anyhow::Result<()> {
     let name = &args.session;
     let n = orders.len();
     output::note(&format!(
-        "forgot {n} blocks; `everstream memory compact --session {name}` takes them off the disk"
+        "forgot {n} blocks; `everstream memory compact --session {name}` takes them off the disk, but for \
+         what the two newest journals hold of what was read last"
     ));
     Ok(())
 }

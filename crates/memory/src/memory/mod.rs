@@ -134,33 +134,31 @@ impl Memory {
     fn flush_batch(&mut self) -> Result<usize, MemoryError> {
         let orders: Vec<usize> =
             self.pending.iter().copied().take(self.config.embed_batch).collect();
-        let mut embeddings = self.known_embeddings(&orders)?;
-        let bare: Vec<usize> = (0..orders.len()).filter(|&i| embeddings[i].is_none()).collect();
-        let texts: Vec<BlockText> =
-            bare.iter().map(|&i| self.store.text(orders[i])).collect::<Result<_, _>>()?;
-        let texts: Vec<&str> = texts.iter().map(|block| block.text.as_str()).collect();
+        let mut embeddings = Vec::new();
+        let (mut bare, mut texts) = (Vec::new(), Vec::new());
+        for (i, &order) in orders.iter().enumerate() {
+            // A branch or an earlier process may have made it.
+            let known = present(self.store.embedding(order))?.flatten();
+            if known.is_none()
+                && let Some(text) = present(self.store.text(order))?
+            {
+                bare.push(i);
+                texts.push(text.text);
+            }
+            embeddings.push(known);
+        }
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         for (&i, embedding) in bare.iter().zip(self.embed(&texts)?) {
             self.store.set_embedding(orders[i], &embedding)?;
             embeddings[i] = Some(embedding);
         }
         for (&order, embedding) in orders.iter().zip(&embeddings) {
-            let meta = &self.store.metas()[order];
-            if let Some(embedding) = embedding.as_ref().filter(|_| !meta.is_forgotten) {
-                self.index.add(meta.id, embedding)?;
+            if let Some(embedding) = embedding {
+                self.index.add(self.store.metas()[order].id, embedding)?;
             }
             self.pending.pop_front();
         }
         Ok(orders.len())
-    }
-
-    /// Embeddings that a branch or an earlier process has made. A forgotten block needs none, and
-    /// an empty one stands for it.
-    fn known_embeddings(&self, orders: &[usize]) -> Result<Vec<Option<Vec<f32>>>, MemoryError> {
-        let known = |&order: &usize| match self.store.embedding(order) {
-            Err(StoreError::Forgotten { .. }) => Ok(Some(Vec::new())),
-            known => known,
-        };
-        Ok(orders.iter().map(known).collect::<Result<_, _>>()?)
     }
 
     /// Finds what has left the window and is relevant to the query. Waits until every block is
@@ -209,12 +207,15 @@ impl Memory {
             meta.is_some_and(|meta| !meta.is_forgotten && filter.passes(meta))
         };
         self.index.search(&embedding, n, &may_be_found, &mut hits)?;
-        let found = |hit: &Hit| {
+        let mut found = Vec::new();
+        for hit in &hits {
             let order = self.order_of(hit);
-            let (meta, text) = (self.store.metas()[order].clone(), self.store.text(order)?);
-            Ok(Found { meta, text, distance: hit.distance })
-        };
-        hits.iter().map(found).collect()
+            if let Some(text) = present(self.store.text(order))? {
+                let meta = self.store.metas()[order].clone();
+                found.push(Found { meta, text, distance: hit.distance });
+            }
+        }
+        Ok(found)
     }
 
     /// A memory with the same blocks, shared and not copied, that goes its own way from here: one
@@ -416,10 +417,7 @@ impl Memory {
             None => &mut made,
         };
         for order in words.len()..n_blocks {
-            let text = match self.store.text(order) {
-                Err(StoreError::Forgotten { .. } | StoreError::Damaged { .. }) => String::new(),
-                text => text?.text,
-            };
+            let text = present(self.store.text(order))?.map_or(String::new(), |text| text.text);
             words.add(self.store.metas()[order].id, &text);
         }
         if !made.is_empty() {
@@ -480,5 +478,15 @@ impl Memory {
         self.stats.gated_blocks_total += recall.gated.len() as u64;
         self.stats.skipped_blocks_total += recall.skipped.len() as u64;
         self.stats.unreadable_blocks_total += recall.unreadable.len() as u64;
+    }
+}
+
+/// What the store gave; `None` for a block that was forgotten or is damaged: it costs itself, and
+/// nothing else.
+fn present<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Forgotten { .. } | StoreError::Damaged { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use everstream_kv_cache::TokenPos;
+use everstream_kv_cache::{Place, TokenPos};
 use everstream_memory::codec::{Decoder, Encoder};
 use everstream_memory::record::{self, Found};
 use everstream_memory::{BlockId, Recall, Role, Source};
@@ -25,6 +25,7 @@ const BEGIN_ANSWER: u8 = 4;
 const END_TURN: u8 = 5;
 const DOCUMENT: u8 = 6;
 const SHRINK_WINDOW: u8 = 7;
+const FORGET: u8 = 8;
 
 /// A block that is or was in the recalled section.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,8 +40,8 @@ pub(crate) struct RecalledRef {
 pub(crate) enum Event {
     /// Tokens were read.
     Tokens { tokens: Vec<u32>, origin: Origin },
-    /// Blocks were recalled, in this order.
-    Recall(Vec<RecalledRef>),
+    /// Blocks were recalled, in this order, to this place.
+    Recall(Place, Vec<RecalledRef>),
     /// A recall ended and none followed.
     EndRecall,
     /// The model's turn began.
@@ -51,6 +52,8 @@ pub(crate) enum Event {
     Document([u8; 32]),
     /// All but so many tokens of the window were evicted.
     ShrinkWindow(usize),
+    /// Blocks with these tokens were forgotten.
+    Forget(Range<TokenPos>),
 }
 
 impl Event {
@@ -58,8 +61,8 @@ impl Event {
         Self::Tokens { tokens: tokens.to_vec(), origin: origin.clone() }
     }
 
-    pub(crate) fn recall(recall: &Recall) -> Self {
-        Self::Recall(recalled_refs(recall))
+    pub(crate) fn recall(place: Place, recall: &Recall) -> Self {
+        Self::Recall(place, recalled_refs(recall))
     }
 
     fn encode(&self) -> (u8, Vec<u8>) {
@@ -72,7 +75,8 @@ impl Event {
                 to.u32s(tokens);
                 TOKENS
             }
-            Self::Recall(blocks) => {
+            Self::Recall(place, blocks) => {
+                to.u8(u8::from(*place == Place::Near));
                 encode_refs(blocks, &mut to);
                 RECALL
             }
@@ -87,6 +91,11 @@ impl Event {
                 to.u64(*n_tokens as u64);
                 SHRINK_WINDOW
             }
+            Self::Forget(range) => {
+                to.u64(range.start.0);
+                to.u64(range.end.0);
+                FORGET
+            }
         };
         (kind, to.0)
     }
@@ -100,11 +109,15 @@ impl Event {
                     usize::try_from(from.u64()?).ok()?..usize::try_from(from.u64()?).ok()?;
                 Self::Tokens { tokens: from.u32s()?, origin: origin.with_words(words) }
             }
-            RECALL => Self::Recall(decode_refs(&mut from)?),
+            RECALL => {
+                let place = if from.u8()? == 0 { Place::Between } else { Place::Near };
+                Self::Recall(place, decode_refs(&mut from)?)
+            }
             END_RECALL => Self::EndRecall,
             BEGIN_ANSWER => Self::BeginAnswer,
             END_TURN => Self::EndTurn,
             SHRINK_WINDOW => Self::ShrinkWindow(usize::try_from(from.u64()?).ok()?),
+            FORGET => Self::Forget(TokenPos(from.u64()?)..TokenPos(from.u64()?)),
             DOCUMENT => Self::Document(from.take(32)?.try_into().ok()?),
             _ => return None,
         };
@@ -193,6 +206,22 @@ impl Journal {
         Ok(Self { file, len: 0, n_tokens: 0, record: Vec::new() })
     }
 
+    /// Goes on with a journal behind its last whole event.
+    pub(crate) fn resume(path: &Path) -> Result<Self, SessionError> {
+        let (mut len, mut is_whole) = (0, true);
+        record::scan::<io::Error>(&File::open(path)?, 0, &mut |found| {
+            match found {
+                Found::Record { offset, prefix, .. } if is_whole => len = offset + prefix.len(),
+                _ => is_whole = false,
+            }
+            Ok(())
+        })?;
+        let file = OpenOptions::new().write(true).open(path)?;
+        let mut journal = Self { file, len, n_tokens: 0, record: Vec::new() };
+        journal.cut(len)?;
+        Ok(journal)
+    }
+
     /// All events of a journal up to where it ends or is damaged: what follows a damage would be
     /// replayed on another stream.
     pub(crate) fn read(path: &Path) -> Result<Vec<Event>, SessionError> {
@@ -219,8 +248,12 @@ impl Journal {
         self.record.clear();
         record::encode(kind, &head, &[], &mut self.record);
         let offset = self.len;
-        if let Err(error) = self.file.write_all(&self.record) {
+        // What an earlier call left behind, if it could not take it back.
+        if self.file.metadata()?.len() != offset {
             self.cut(offset)?;
+        }
+        if let Err(error) = self.file.write_all(&self.record) {
+            let _ = self.cut(offset);
             return Err(error);
         }
         self.len += self.record.len() as u64;
@@ -238,10 +271,9 @@ impl Journal {
 
     fn cut(&mut self, offset: u64) -> io::Result<()> {
         use std::io::{Seek, SeekFrom};
-        self.file.set_len(offset)?;
-        self.file.seek(SeekFrom::Start(offset))?;
         self.len = offset;
-        Ok(())
+        self.file.seek(SeekFrom::Start(offset))?;
+        self.file.set_len(offset)
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {
@@ -259,7 +291,7 @@ mod tests {
         let part = TokenPos(5)..TokenPos(9);
         vec![
             Event::tokens(&[1, 2, 3], &origin.clone().with_words(1..2)),
-            Event::Recall(vec![RecalledRef { id: BlockId(7), part, distance: 0.25 }]),
+            Event::Recall(Place::Near, vec![RecalledRef { id: BlockId(7), part, distance: 0.25 }]),
             Event::BeginAnswer,
             Event::tokens(
                 &[4],
@@ -269,6 +301,7 @@ mod tests {
             Event::EndTurn,
             Event::Document([9; 32]),
             Event::ShrinkWindow(64),
+            Event::Forget(TokenPos(3)..TokenPos(70)),
         ]
     }
 

@@ -15,6 +15,7 @@ mod journal;
 mod maker;
 mod state;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -63,6 +64,8 @@ pub(crate) struct Saved {
     maker: Maker,
     /// Number of the newest state.
     generation: u64,
+    /// Number of the newest state that is known to be whole.
+    whole: u64,
     pub(crate) journal: Journal,
 }
 
@@ -73,9 +76,10 @@ impl Saved {
         // The journal first: a state without one would look like a state that was never left.
         let journal = Journal::create(&journal_path(&self.folder, next))?;
         state::write(&state_path(&self.folder, next), header, state)?;
+        let kept = std::mem::replace(&mut self.whole, next);
         (self.generation, self.journal) = (next, journal);
         for old in generations(&self.folder)? {
-            if old + 1 < next {
+            if old != next && old < kept {
                 for path in [state_path(&self.folder, old), journal_path(&self.folder, old)] {
                     if path.exists() {
                         fs_err::remove_file(path)?;
@@ -93,6 +97,20 @@ fn state_path(folder: &SessionFolder, generation: u64) -> PathBuf {
 
 fn journal_path(folder: &SessionFolder, generation: u64) -> PathBuf {
     folder.path().join(format!("journal-{generation:06}"))
+}
+
+/// Forgets tokens of a session that nobody works with, in its journal: a replay must not write their
+/// blocks again. The blocks themselves are the store's.
+///
+/// # Errors
+///
+/// [`SessionError::File`].
+pub fn log_forgotten(folder: &SessionFolder, range: &Range<TokenPos>) -> Result<(), SessionError> {
+    let Some(&newest) = generations(folder)?.last() else { return Ok(()) };
+    let path = journal_path(folder, newest);
+    let mut journal = if path.exists() { Journal::resume(&path)? } else { Journal::create(&path)? };
+    journal.append(&Event::Forget(range.clone()))?;
+    Ok(journal.sync()?)
 }
 
 /// Numbers of the states, oldest first.
@@ -144,7 +162,13 @@ impl Session {
             let config = SessionConfig { name, ..config };
             return Self::open(model, embedder, config, storage);
         }
-        config.footprint(model.config())?.check_room()?;
+        let footprint = config.footprint(model.config())?;
+        footprint.check_room()?;
+        // All rows and the prediction go into one record.
+        let bytes = footprint.bytes() + 8 * model.config().vocab_size as u64;
+        if u32::try_from(bytes).is_err() {
+            return Err(SessionError::StateTooLarge { bytes });
+        }
         let maker = maker(&model);
         let found = find(&storage.folder)?;
         let options = DiskOptions {
@@ -166,7 +190,7 @@ impl Session {
                 return Err(SessionError::LostState { session: config.name });
             }
             let mut session = Self::with_store(model, embedder, config, Box::new(store))?;
-            session.begin_saving(storage, maker, 0)?;
+            session.begin_saving(storage, maker, 0, 0)?;
             return Ok(session);
         };
         found.header.geometry.check(&Geometry::of(&config))?;
@@ -190,7 +214,7 @@ impl Session {
                 Err(error) => return Err(error),
             }
         };
-        session.begin_saving(storage, maker, found.newest)?;
+        session.begin_saving(storage, maker, found.newest, found.generation)?;
         Ok(session)
     }
 
@@ -226,6 +250,12 @@ impl Session {
             self.replay(event, &mut resumed)?;
         }
         self.settle()?;
+        // Blocks that were forgotten by another program, or before a replay wrote them again.
+        for event in &found.events {
+            if let (Event::Forget(range), Some(recorder)) = (event, &mut self.recorder) {
+                recorder.memory.forget(range)?;
+            }
+        }
         self.predict()?;
         self.resumed = Some(resumed);
         Ok(())
@@ -303,10 +333,11 @@ impl Session {
         storage: &Storage,
         maker: Maker,
         generation: u64,
+        whole: u64,
     ) -> Result<(), SessionError> {
         let folder = Arc::clone(&storage.folder);
         let journal = Journal::create(&journal_path(&folder, generation + 1))?;
-        self.saved = Some(Saved { folder, maker, generation, journal });
+        self.saved = Some(Saved { folder, maker, generation, whole, journal });
         self.save()
     }
 
@@ -356,10 +387,10 @@ impl Session {
                 resumed.n_replayed += tokens.len() as u64;
                 self.read_all(tokens, origin.clone(), None)
             }
-            Event::Recall(refs) => {
+            Event::Recall(place, refs) => {
                 self.settle()?;
                 let recall = self.recall_of(refs, resumed)?;
-                self.insert(recall)
+                self.insert_at(*place, recall)
             }
             Event::EndRecall => {
                 self.end_recall();
@@ -371,6 +402,7 @@ impl Session {
             }
             Event::EndTurn => self.end_turn(),
             Event::Document(digest) => self.begin_document(*digest),
+            Event::Forget(range) => self.forget(range).map(drop),
             Event::ShrinkWindow(n_tokens) => self.shrink_window(*n_tokens),
         }
     }
@@ -385,12 +417,17 @@ impl Session {
         };
         for of in refs {
             match recorder.memory.block_by_id(of.id) {
-                Ok(block) => {
+                Ok(block)
+                    if of.part.start >= block.range().start
+                        && of.part.start <= of.part.end
+                        && of.part.end <= block.range().end =>
+                {
                     let mut block = RecalledBlock::whole(block, of.distance);
                     block.part = of.part.clone();
                     recall.blocks.push(block);
                 }
-                Err(MemoryError::Store(
+                Ok(_)
+                | Err(MemoryError::Store(
                     StoreError::Damaged { .. }
                     | StoreError::Forgotten { .. }
                     | StoreError::NoSuchBlock { .. },
@@ -408,6 +445,8 @@ struct FoundState {
     state: State,
     events: Vec<Event>,
     is_older: bool,
+    /// Its number.
+    generation: u64,
     /// Number of the newest state, whole or not.
     newest: u64,
 }
@@ -418,7 +457,7 @@ impl FoundState {
             Event::Tokens { tokens, .. } => tokens.len() as u64,
             _ => 0,
         };
-        self.header.n_tokens + self.events.iter().map(read).sum::<u64>()
+        self.header.n_tokens.saturating_add(self.events.iter().map(read).sum::<u64>())
     }
 }
 
@@ -427,7 +466,13 @@ fn find(folder: &SessionFolder) -> Result<Option<FoundState>, SessionError> {
     let generations = generations(folder)?;
     let Some(&newest) = generations.last() else { return Ok(None) };
     for &generation in generations.iter().rev() {
-        if let Some((header, state)) = state::read(&state_path(folder, generation))? {
+        let read = state::read(&state_path(folder, generation))?;
+        let is_sound = |(header, state): &(Header, State)| {
+            let next = state.timeline.next;
+            let first = TokenPos(header.geometry.n_sink as u64);
+            header.n_tokens == next.0 && state.first_open <= next.max(first)
+        };
+        if let Some((header, state)) = read.filter(is_sound) {
             let mut events = Vec::new();
             for later in generation..=newest {
                 let path = journal_path(folder, later);
@@ -436,7 +481,7 @@ fn find(folder: &SessionFolder) -> Result<Option<FoundState>, SessionError> {
                 }
             }
             let is_older = generation != newest;
-            return Ok(Some(FoundState { header, state, events, is_older, newest }));
+            return Ok(Some(FoundState { header, state, events, is_older, generation, newest }));
         }
     }
     Err(SessionError::LostState { session: folder.name().to_owned() })

@@ -187,7 +187,7 @@ impl Catalog {
     }
 
     /// Writes a catalogue of what counts in place of this one.
-    fn rewrite(&mut self, known: &Known) -> Result<(), StoreError> {
+    pub(super) fn rewrite(&mut self, known: &Known) -> Result<(), StoreError> {
         let mut bytes = Vec::new();
         let mut head = Encoder::default();
         head.u32(FORMAT);

@@ -46,6 +46,7 @@ impl DiskStore {
         // The generations of the segments tell that the catalogue must read them again.
         let mut store = Self::open(folder, options)?;
         store.sync()?;
+        store.rewrite_catalog()?;
         compacted.bytes_after = store.segment_bytes();
         Ok((store, compacted))
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err::{File, OpenOptions};
 
-use super::StoreError;
+use super::{StoreError, segment};
 
 /// What a data directory says of itself; the number is the format of its layout.
 const FORMAT: &str = "everstream data 1\n";
@@ -98,6 +98,23 @@ impl SessionFolder {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes of all stored blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::File`].
+    pub fn segment_bytes(&self) -> Result<u64, StoreError> {
+        let folder = self.path.join("blocks");
+        if !folder.is_dir() {
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        for number in segment::list(&folder)? {
+            bytes += fs_err::metadata(segment::path(&folder, number))?.len();
+        }
+        Ok(bytes)
     }
 
     /// Deletes the session with all that it remembers.

@@ -281,13 +281,13 @@ impl DiskStore {
         self.n_dropped
     }
 
-    /// Reads all blocks whole and returns what is damaged, with what was found on opening.
+    /// Reads everything that is stored and returns what is damaged.
     ///
     /// # Errors
     ///
     /// If a segment cannot be read at all.
     pub fn verify(&self, progress: &mut dyn FnMut(usize)) -> Result<Vec<Damage>, StoreError> {
-        let mut damage = self.damage.clone();
+        let mut damage = Vec::new();
         for (order, place) in self.places.iter().enumerate() {
             if !self.metas[order].is_forgotten {
                 match self.shared.read(place) {
@@ -302,6 +302,24 @@ impl DiskStore {
                 }
             }
             progress(order + 1);
+        }
+        // What belongs to no block that is known: it was lost before, or says nothing of one.
+        for &number in self.segments.keys() {
+            let path = segment::path(&self.shared.folder, number);
+            record::scan::<StoreError>(&File::open(&path)?, 0, &mut |found| {
+                let (bytes, what) = match found {
+                    record::Found::Record { .. } => return Ok(()),
+                    record::Found::Damaged(bytes) => (bytes, "no record"),
+                    record::Found::Torn(bytes) => (bytes, Damage::TORN),
+                };
+                let is_known = |d: &Damage| d.path == path && bytes.contains(&d.bytes.start);
+                if !damage.iter().any(is_known) {
+                    let of_these = |d: &&Damage| d.path == path && d.bytes == bytes;
+                    let tokens = self.damage.iter().find(of_these).and_then(|d| d.tokens.clone());
+                    damage.push(Damage { path: path.clone(), bytes, tokens, what });
+                }
+                Ok(())
+            })?;
         }
         Ok(damage)
     }
@@ -387,6 +405,15 @@ impl DiskStore {
             lock(&self.shared.files).remove(&number);
         }
         Ok(())
+    }
+
+    /// Writes the catalogue anew, with nothing in it but what counts.
+    fn rewrite_catalog(&mut self) -> Result<(), StoreError> {
+        self.commit_catalog()?;
+        let held = self.metas.iter().zip(self.places.iter()).filter(|(m, _)| !m.is_forgotten);
+        let blocks = held.map(|(meta, place)| (place.start, (meta.clone(), *place))).collect();
+        let known = catalog::Known { blocks, segments: self.segments.clone() };
+        lock(&self.shared.catalog).rewrite(&known)
     }
 
     fn commit_catalog(&mut self) -> Result<(), StoreError> {
@@ -518,7 +545,8 @@ impl Base for Reader {
         let place = &self.places[order];
         let file = self.shared.file(place.segment)?;
         let mut head = vec![0; place.prefix.head_len];
-        record::read_exact_at(&file, &mut head, place.offset + PREFIX_BYTES as u64)?;
+        let offset = place.offset + PREFIX_BYTES as u64;
+        record::read_exact_at(&file, &mut head, offset).map_err(|_| self.shared.damaged(place))?;
         let is_whole = crc32fast::hash(&head) == place.prefix.head_crc;
         let head = head::decode(&head).filter(|_| is_whole);
         let head = head.ok_or_else(|| self.shared.damaged(place))?;
@@ -554,12 +582,8 @@ impl Shared {
     fn read(&self, place: &Place) -> Result<Block, StoreError> {
         let file = self.file(place.segment)?;
         let mut bytes = vec![0; place.prefix.len() as usize];
-        match record::read_exact_at(&file, &mut bytes, place.offset) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(self.damaged(place));
-            }
-            read => read?,
-        }
+        // A sector that cannot be read is damage like any other.
+        record::read_exact_at(&file, &mut bytes, place.offset).map_err(|_| self.damaged(place))?;
         self.parse(place, &bytes).ok_or_else(|| self.damaged(place))
     }
 

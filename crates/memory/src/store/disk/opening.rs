@@ -84,6 +84,11 @@ impl Opening {
             }
             Ok(())
         })?;
+        if found.may_go_on && found.whole_bytes == 0 {
+            // The process ended before it had written the header: nothing was ever in it.
+            self.damage.retain(|damage| damage.path != path);
+            return Ok(fs_err::remove_file(&path)?);
+        }
         if catalogued != Some(found.whole_bytes) {
             self.changes.segments.push((number, generation, found.whole_bytes));
         }

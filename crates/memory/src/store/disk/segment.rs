@@ -95,7 +95,10 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<u32>> {
     for entry in fs_err::read_dir(folder)? {
         let name = entry?.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".blocks"));
-        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));
+        let number = number.and_then(|number| number.parse::<u32>().ok());
+        // Other spellings of a number are other files, and not ours.
+        let is_ours = |n: &u32| *n < u32::MAX && path(folder, *n).file_name() == Some(&name);
+        numbers.extend(number.filter(is_ours));
     }
     numbers.sort_unstable();
     Ok(numbers)
@@ -115,8 +118,8 @@ impl Writer {
         let path = path(folder, number);
         let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
         let mut writer = Self { number, file, len: 0 };
-        writer.append(&header.record()).inspect_err(|_| drop(fs_err::remove_file(&path)))?;
-        sync_folder(&path)?;
+        let begun = writer.append(&header.record()).and_then(|_| sync_folder(&path));
+        begun.inspect_err(|_| drop(fs_err::remove_file(&path)))?;
         Ok(writer)
     }
 
