@@ -186,9 +186,7 @@ fn since(text: &str) -> Result<SystemTime, String> {
 }
 
 fn role(name: &str) -> Result<Role, String> {
-    let all = [Role::User, Role::Assistant, Role::Document, Role::System];
-    let found = all.into_iter().find(|role| role.as_str() == name);
-    found.ok_or_else(|| "use user, assistant, document or system".to_owned())
+    Role::by_name(name).ok_or_else(|| "use user, assistant, document or system".to_owned())
 }
 
 /// A size such as 500MB or 20GB.

@@ -127,6 +127,15 @@ pub enum Role {
 }
 
 impl Role {
+    /// All roles; files name one by its place here.
+    pub const ALL: [Self; 4] = [Self::System, Self::User, Self::Assistant, Self::Document];
+
+    /// The role of this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
     /// The name used in chat templates and on the command line.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -1,5 +1,14 @@
 //! Little-endian numbers, texts and lists in records; reading never trusts a length.
 
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::block::{Role, Source};
+use crate::kv::KvType;
+
+/// Nanoseconds in a second.
+const NANOS: i64 = 1_000_000_000;
+
 /// Appends values to bytes.
 #[derive(Debug, Default)]
 pub struct Encoder(pub Vec<u8>);
@@ -58,6 +67,36 @@ impl Encoder {
     pub fn f32s(&mut self, numbers: &[f32]) {
         self.u32(u32::try_from(numbers.len()).expect("lists are below 2^32 entries"));
         numbers.iter().for_each(|&number| self.f32(number));
+    }
+
+    /// One byte: its place among all roles.
+    pub fn role(&mut self, role: Role) {
+        self.place(&Role::ALL, &role);
+    }
+
+    /// One byte: its place among all types.
+    pub fn kv_type(&mut self, kv_type: KvType) {
+        self.place(&KvType::ALL, &kv_type);
+    }
+
+    /// Eight bytes: signed nanoseconds since 1970. A time beyond the years 1678 to 2262 becomes the
+    /// nearest of them.
+    pub fn time(&mut self, time: SystemTime) {
+        self.i64(nanos(time));
+    }
+
+    /// 0 for none; 1, the line and the file's name.
+    pub fn source(&mut self, source: Option<&Source>) {
+        self.u8(u8::from(source.is_some()));
+        if let Some(source) = source {
+            self.u64(source.line);
+            self.bytes(source.file.as_bytes());
+        }
+    }
+
+    fn place<T: PartialEq>(&mut self, all: &[T], value: &T) {
+        let place = all.iter().position(|other| other == value);
+        self.u8(place.and_then(|place| u8::try_from(place).ok()).expect("it is one of all"));
     }
 }
 
@@ -130,10 +169,54 @@ impl<'a> Decoder<'a> {
         Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
+    /// A role.
+    pub fn role(&mut self) -> Option<Role> {
+        Role::ALL.get(usize::from(self.u8()?)).copied()
+    }
+
+    /// A type of keys and values.
+    pub fn kv_type(&mut self) -> Option<KvType> {
+        KvType::ALL.get(usize::from(self.u8()?)).copied()
+    }
+
+    /// A time.
+    pub fn time(&mut self) -> Option<SystemTime> {
+        time(self.i64()?)
+    }
+
+    /// A source, or that there is none.
+    pub fn source(&mut self) -> Option<Option<Source>> {
+        match self.u8()? {
+            0 => Some(None),
+            1 => Some(Some(Source { line: self.u64()?, file: Arc::from(self.text()?) })),
+            _ => None,
+        }
+    }
+
     /// Succeeds if nothing is left.
     pub fn end(&self) -> Option<()> {
         self.0.is_empty().then_some(())
     }
+}
+
+fn nanos(time: SystemTime) -> i64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => {
+            i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, std::ops::Neg::neg)
+        }
+    }
+}
+
+fn time(nanos: i64) -> Option<SystemTime> {
+    let (seconds, rest) = (nanos.div_euclid(NANOS), nanos.rem_euclid(NANOS) as u32);
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
+    time?.checked_add(Duration::from_nanos(u64::from(rest)))
 }
 
 #[cfg(test)]
@@ -176,5 +259,12 @@ mod tests {
         let mut from = Decoder(&[0xff; 8]);
         assert_eq!(from.u32s(), None);
         assert_eq!(Decoder(&[0xff; 8]).bytes(), None);
+    }
+
+    #[test]
+    fn times_of_any_age_keep_their_nanoseconds() {
+        for n in [0, 1, -1, NANOS, -NANOS, 1_764_000_000 * NANOS + 5, i64::MAX, i64::MIN + 1] {
+            assert_eq!(nanos(time(n).unwrap()), n);
+        }
     }
 }

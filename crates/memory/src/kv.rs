@@ -67,6 +67,9 @@ pub enum KvType {
 }
 
 impl KvType {
+    /// All types; files name one by its place here.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8];
+
     /// The name on the command line and in tables.
     #[must_use]
     pub fn name(self) -> &'static str {

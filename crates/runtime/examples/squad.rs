@@ -393,10 +393,7 @@ fn blocks_of(memory: &Memory, ranges: &[Range<u64>]) -> anyhow::Result<Recall> {
 }
 
 fn answer(session: &mut Session, question: &str) -> anyhow::Result<String> {
-    let turn = match std::env::var("EVERSTREAM_TEST_PROMPT") {
-        Ok(prompt) => prompt.replace("{q}", question).replace("\\n", "\n"),
-        Err(_) => format!("Question: {question}\nShort answer:"),
-    };
+    let turn = format!("Question: {question}\nShort answer:");
     let tokens = session.encode(&turn)?;
     session.append(&tokens, Origin::turn(Role::User))?;
     let options = GenerateOptions {

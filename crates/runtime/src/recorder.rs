@@ -240,10 +240,9 @@ fn text_of(tokens: &[OpenToken], tokenizer: &Tokenizer) -> Vec<u8> {
 }
 
 fn most_common_role(tokens: &[OpenToken]) -> Role {
-    let roles = [Role::System, Role::User, Role::Assistant, Role::Document];
     let words = || tokens.iter().filter(|t| t.origin.is_words());
     let count = |role: &Role| words().filter(|t| t.origin.role == *role).count();
-    roles.into_iter().max_by_key(count).unwrap_or(Role::Document)
+    Role::ALL.into_iter().max_by_key(count).unwrap_or(Role::Document)
 }
 
 /// A recalled part of a block, as the cache takes it.

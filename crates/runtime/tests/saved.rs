@@ -245,7 +245,10 @@ fn a_saved_session_replays_nothing() {
     session.save().unwrap();
     let expected = seen(&mut session);
     drop(session);
+    let newest = file_of(data.path(), "state-", 0);
     let mut session = open(&model, &config, data.path());
+    session.save().unwrap();
+    assert_eq!(file_of(data.path(), "state-", 0), newest, "nothing happened, nothing is written");
     assert_eq!(session.resumed(), Some(everstream_runtime::Resumed::default()));
     assert_eq!(seen(&mut session), expected);
     // Two states at most are kept.

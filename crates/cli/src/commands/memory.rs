@@ -124,9 +124,8 @@ fn folder_bytes(path: &Path) -> anyhow::Result<u64> {
 fn chosen(store: &DiskStore, filter: &FilterArgs, range: Option<&Range<TokenPos>>) -> Vec<usize> {
     let filter = filter.filter();
     let passes = |meta: &BlockMeta| {
-        let overlaps =
-            |range: &Range<TokenPos>| meta.range.start < range.end && range.start < meta.range.end;
-        !meta.is_forgotten && filter.passes(meta) && range.is_none_or(overlaps)
+        let in_range = |range: &Range<TokenPos>| meta.overlaps(range);
+        !meta.is_forgotten && filter.passes(meta) && range.is_none_or(in_range)
     };
     (0..store.metas().len()).filter(|&order| passes(&store.metas()[order])).collect()
 }
@@ -308,12 +307,7 @@ fn import(common: &Common, data: &Path, args: &ImportArgs) -> anyhow::Result<()>
     let mut session = Session::open(model, encoder, config, &storage)?;
     let bar = output::bar(texts.len() as u64, "{msg} {wide_bar} {pos}/{len} texts {eta}");
     for text in &texts {
-        let role = match text.role.as_deref() {
-            Some("user") => Role::User,
-            Some("assistant") => Role::Assistant,
-            Some("system") => Role::System,
-            _ => Role::Document,
-        };
+        let role = text.role.as_deref().and_then(Role::by_name).unwrap_or(Role::Document);
         let mut origin = match &text.source {
             Some(source) => Origin::file(&source.file),
             None => Origin::turn(role),

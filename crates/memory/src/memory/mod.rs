@@ -260,10 +260,8 @@ impl Memory {
     ///
     /// [`MemoryError::Store`]; blocks before the one that failed are forgotten.
     pub fn forget(&mut self, range: &Range<TokenPos>) -> Result<Vec<Range<TokenPos>>, MemoryError> {
-        let overlaps =
-            |meta: &BlockMeta| meta.range.start < range.end && range.start < meta.range.end;
         let orders: Vec<usize> = (0..self.store.metas().len())
-            .filter(|&order| self.is_held(order) && overlaps(&self.store.metas()[order]))
+            .filter(|&order| self.is_held(order) && self.store.metas()[order].overlaps(range))
             .collect();
         let mut forgotten = Vec::new();
         for order in orders {

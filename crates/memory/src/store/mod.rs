@@ -165,6 +165,12 @@ pub struct BlockMeta {
 }
 
 impl BlockMeta {
+    /// Whether it has a token in `range`.
+    #[must_use]
+    pub fn overlaps(&self, range: &Range<TokenPos>) -> bool {
+        self.range.start < range.end && range.start < self.range.end
+    }
+
     /// Number of tokens.
     #[must_use]
     pub fn n_tokens(&self) -> usize {

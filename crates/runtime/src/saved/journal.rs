@@ -6,13 +6,12 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use everstream_kv_cache::{Place, TokenPos};
 use everstream_memory::codec::{Decoder, Encoder};
 use everstream_memory::record::{self, Found};
-use everstream_memory::{BlockId, Recall, Role, Source};
+use everstream_memory::{BlockId, Recall};
 use fs_err::{File, OpenOptions};
 use std::io::Write;
 
@@ -157,34 +156,13 @@ pub(crate) fn decode_refs(from: &mut Decoder<'_>) -> Option<Vec<RecalledRef>> {
 
 /// Role, source and time; not which tokens are words.
 pub(crate) fn encode_origin(origin: &Origin, to: &mut Encoder) {
-    to.u8(match origin.role {
-        Role::System => 0,
-        Role::User => 1,
-        Role::Assistant => 2,
-        Role::Document => 3,
-    });
-    let time = origin.written_at.unwrap_or(SystemTime::UNIX_EPOCH);
-    let nanos = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
-    to.u64(u64::try_from(nanos).unwrap_or(u64::MAX));
-    match &origin.source {
-        None => to.u8(0),
-        Some(source) => {
-            to.u8(1);
-            to.u64(source.line);
-            to.bytes(source.file.as_bytes());
-        }
-    }
+    to.role(origin.role);
+    to.time(origin.written_at.unwrap_or(SystemTime::UNIX_EPOCH));
+    to.source(origin.source.as_ref());
 }
 
 pub(crate) fn decode_origin(from: &mut Decoder<'_>) -> Option<Origin> {
-    let roles = [Role::System, Role::User, Role::Assistant, Role::Document];
-    let role = *roles.get(usize::from(from.u8()?))?;
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(from.u64()?))?;
-    let source = match from.u8()? {
-        0 => None,
-        1 => Some(Source { line: from.u64()?, file: Arc::from(from.text()?) }),
-        _ => return None,
-    };
+    let (role, time, source) = (from.role()?, from.time()?, from.source()?);
     Some(Origin { source, written_at: Some(time), ..Origin::turn(role) })
 }
 
@@ -208,14 +186,7 @@ impl Journal {
 
     /// Goes on with a journal behind its last whole event.
     pub(crate) fn resume(path: &Path) -> Result<Self, SessionError> {
-        let (mut len, mut is_whole) = (0, true);
-        record::scan::<io::Error>(&File::open(path)?, 0, &mut |found| {
-            match found {
-                Found::Record { offset, prefix, .. } if is_whole => len = offset + prefix.len(),
-                _ => is_whole = false,
-            }
-            Ok(())
-        })?;
+        let (_, len) = whole_events(path)?;
         let file = OpenOptions::new().write(true).open(path)?;
         let mut journal = Self { file, len, n_tokens: 0, record: Vec::new() };
         journal.cut(len)?;
@@ -225,20 +196,12 @@ impl Journal {
     /// All events of a journal up to where it ends or is damaged: what follows a damage would be
     /// replayed on another stream.
     pub(crate) fn read(path: &Path) -> Result<Vec<Event>, SessionError> {
-        let (mut events, mut is_whole) = (Vec::new(), true);
-        record::scan::<io::Error>(&File::open(path)?, 0, &mut |found| {
-            match found {
-                Found::Record { prefix, head, .. } if is_whole => {
-                    match Event::decode(prefix.kind, &head) {
-                        Some(event) => events.push(event),
-                        None => is_whole = false,
-                    }
-                }
-                _ => is_whole = false,
-            }
-            Ok(())
-        })?;
-        Ok(events)
+        Ok(whole_events(path)?.0)
+    }
+
+    /// Whether nothing happened since it was begun.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// Appends an event and returns where it begins; it survives the end of the process from then
@@ -281,8 +244,32 @@ impl Journal {
     }
 }
 
+/// The events up to the first damage, and the bytes that they take.
+fn whole_events(path: &Path) -> Result<(Vec<Event>, u64), SessionError> {
+    let (mut events, mut len, mut is_whole) = (Vec::new(), 0, true);
+    record::scan::<io::Error>(&File::open(path)?, 0, &mut |found| {
+        let event = match &found {
+            Found::Record { prefix, head, .. } => Event::decode(prefix.kind, head),
+            Found::Damaged(_) | Found::Torn(_) => None,
+        };
+        match (event, found) {
+            (Some(event), Found::Record { offset, prefix, .. }) if is_whole => {
+                events.push(event);
+                len = offset + prefix.len();
+            }
+            _ => is_whole = false,
+        }
+        Ok(())
+    })?;
+    Ok((events, len))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use everstream_memory::Role;
+
     use super::*;
 
     fn events() -> Vec<Event> {

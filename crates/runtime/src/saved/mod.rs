@@ -79,7 +79,7 @@ impl Saved {
         let kept = std::mem::replace(&mut self.whole, next);
         (self.generation, self.journal) = (next, journal);
         for old in generations(&self.folder)? {
-            if old != next && old < kept {
+            if old < kept {
                 for path in [state_path(&self.folder, old), journal_path(&self.folder, old)] {
                     if path.exists() {
                         fs_err::remove_file(path)?;
@@ -119,7 +119,9 @@ fn generations(folder: &SessionFolder) -> Result<Vec<u64>, SessionError> {
     for entry in fs_err::read_dir(folder.path())? {
         let name = entry?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("state-"));
-        found.extend(number.and_then(|number| number.parse::<u64>().ok()));
+        let number = number.and_then(|number| number.parse::<u64>().ok());
+        // Other spellings of a number are other files, and not ours.
+        found.extend(number.filter(|&n| state_path(folder, n).file_name() == Some(&name)));
     }
     found.sort_unstable();
     Ok(found)
@@ -157,11 +159,8 @@ impl Session {
         if config.policy != Policy::Remember {
             return Err(SessionError::NotSaved { policy: config.policy });
         }
-        if config.name != storage.folder.name() {
-            let name = storage.folder.name().to_owned();
-            let config = SessionConfig { name, ..config };
-            return Self::open(model, embedder, config, storage);
-        }
+        // Blocks are named after the folder that they lie in.
+        let config = SessionConfig { name: storage.folder.name().to_owned(), ..config };
         let footprint = config.footprint(model.config())?;
         footprint.check_room()?;
         // All rows and the prediction go into one record.
@@ -190,7 +189,7 @@ impl Session {
                 return Err(SessionError::LostState { session: config.name });
             }
             let mut session = Self::with_store(model, embedder, config, Box::new(store))?;
-            session.begin_saving(storage, maker, 0, 0)?;
+            session.begin_saving(storage, maker, None)?;
             return Ok(session);
         };
         found.header.geometry.check(&Geometry::of(&config))?;
@@ -214,7 +213,7 @@ impl Session {
                 Err(error) => return Err(error),
             }
         };
-        session.begin_saving(storage, maker, found.newest, found.generation)?;
+        session.begin_saving(storage, maker, Some(&found))?;
         Ok(session)
     }
 
@@ -283,9 +282,14 @@ impl Session {
     ///
     /// [`SessionError`]; what was saved before is as it was.
     pub fn save(&mut self) -> Result<(), SessionError> {
-        if self.saved.is_none() {
-            return Ok(());
+        match &self.saved {
+            Some(saved) if !saved.journal.is_empty() => self.save_state(),
+            // Nothing happened since the last time.
+            _ => Ok(()),
         }
+    }
+
+    fn save_state(&mut self) -> Result<(), SessionError> {
         self.settle()?;
         self.predict()?;
         if let Some(recorder) = &mut self.recorder {
@@ -332,13 +336,19 @@ impl Session {
         &mut self,
         storage: &Storage,
         maker: Maker,
-        generation: u64,
-        whole: u64,
+        found: Option<&FoundState>,
     ) -> Result<(), SessionError> {
         let folder = Arc::clone(&storage.folder);
-        let journal = Journal::create(&journal_path(&folder, generation + 1))?;
+        let (generation, whole) = found.map_or((0, 0), |found| (found.newest, found.generation));
+        // Nothing happened since the newest state: it need not be written again.
+        let path = journal_path(&folder, generation);
+        let is_saved = found.is_some_and(|found| !found.is_older)
+            && path.exists()
+            && fs_err::metadata(&path)?.len() == 0;
+        let path = if is_saved { path } else { journal_path(&folder, generation + 1) };
+        let journal = Journal::create(&path)?;
         self.saved = Some(Saved { folder, maker, generation, whole, journal });
-        self.save()
+        if is_saved { Ok(()) } else { self.save_state() }
     }
 
     fn state(&self) -> State {

@@ -91,12 +91,7 @@ impl Geometry {
             KvType::F32 => 0,
             KvType::F16 => 1,
         });
-        to.u8(match self.memory_type {
-            MemoryType::F32 => 0,
-            MemoryType::F16 => 1,
-            MemoryType::Q8 => 2,
-            _ => u8::MAX,
-        });
+        to.kv_type(self.memory_type);
     }
 
     fn decode(from: &mut Decoder<'_>) -> Option<Self> {
@@ -104,8 +99,7 @@ impl Geometry {
         let (n_sink, window_tokens, context_tokens) = (size()?, size()?, size()?);
         let sizes = BlockSizes::new(size()?, size()?, size()?).ok()?;
         let kv_type = *[KvType::F32, KvType::F16].get(usize::from(from.u8()?))?;
-        let memory_types = [MemoryType::F32, MemoryType::F16, MemoryType::Q8];
-        let memory_type = *memory_types.get(usize::from(from.u8()?))?;
+        let memory_type = from.kv_type()?;
         Some(Self { n_sink, window_tokens, context_tokens, kv_type, memory_type, sizes })
     }
 }

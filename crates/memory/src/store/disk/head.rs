@@ -1,17 +1,11 @@
 //! Heads of block records: all of a block but its keys and values.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
 use everstream_kv_cache::TokenPos;
 
 use super::super::BlockMeta;
-use crate::block::{Block, BlockId, Role, Source};
+use crate::block::{Block, BlockId};
 use crate::codec::{Decoder, Encoder};
 use crate::kv::{BlockKv, KvShape, KvType};
-
-/// Nanoseconds in a second.
-const NANOS: i64 = 1_000_000_000;
 
 /// Names the model, tokenizer, rotary settings and layout that made keys and values: the first
 /// bytes of a SHA-256.
@@ -46,33 +40,21 @@ impl Summary {
         to.u64(meta.id.0);
         to.u64(meta.range.start.0);
         to.u32(u32(meta.n_tokens()));
-        to.u8(role_code(meta.role));
-        to.u8(kv_type_code(*kv_type));
+        to.role(meta.role);
+        to.kv_type(*kv_type);
         to.0.extend_from_slice(maker);
         [shape.n_layers, shape.n_kv_heads, shape.head_dim].iter().for_each(|&n| to.u32(u32(n)));
-        to.i64(nanos(meta.written_at));
-        match &meta.source {
-            None => to.u8(0),
-            Some(source) => {
-                to.u8(1);
-                to.u64(source.line);
-                to.bytes(source.file.as_bytes());
-            }
-        }
+        to.time(meta.written_at);
+        to.source(meta.source.as_ref());
     }
 
     pub(super) fn decode(from: &mut Decoder<'_>) -> Option<Self> {
         let (id, start, n_tokens) = (BlockId(from.u64()?), from.u64()?, from.u32()? as usize);
-        let (role, kv_type) = (role(from.u8()?)?, kv_type(from.u8()?)?);
+        let (role, kv_type) = (from.role()?, from.kv_type()?);
         let maker = from.take(size_of::<MakerId>())?.try_into().ok()?;
         let mut dim = || Some(from.u32()? as usize);
         let shape = KvShape { n_layers: dim()?, n_kv_heads: dim()?, head_dim: dim()? };
-        let written_at = time(from.i64()?)?;
-        let source = match from.u8()? {
-            0 => None,
-            1 => Some(Source { line: from.u64()?, file: Arc::from(from.text()?) }),
-            _ => return None,
-        };
+        let (written_at, source) = (from.time()?, from.source()?);
         let range = TokenPos(start)..TokenPos(start.checked_add(n_tokens as u64)?);
         let kv_bytes = BlockKv::stored_bytes(shape, n_tokens, kv_type)?;
         let meta = BlockMeta { id, range, role, source, written_at, kv_bytes, is_forgotten: false };
@@ -97,55 +79,13 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
     (tokens.len() == summary.meta.n_tokens()).then_some(Head { summary, tokens, text })
 }
 
-fn role_code(role: Role) -> u8 {
-    match role {
-        Role::System => 0,
-        Role::User => 1,
-        Role::Assistant => 2,
-        Role::Document => 3,
-    }
-}
-
-fn role(code: u8) -> Option<Role> {
-    [Role::System, Role::User, Role::Assistant, Role::Document].get(usize::from(code)).copied()
-}
-
-fn kv_type_code(kv_type: KvType) -> u8 {
-    match kv_type {
-        KvType::F32 => 0,
-        KvType::F16 => 1,
-        KvType::Q8 => 2,
-    }
-}
-
-fn kv_type(code: u8) -> Option<KvType> {
-    [KvType::F32, KvType::F16, KvType::Q8].get(usize::from(code)).copied()
-}
-
-/// Nanoseconds since 1970; a time beyond the years 1678 to 2262 becomes the nearest of them.
-fn nanos(time: SystemTime) -> i64 {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
-        Err(before) => {
-            i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, std::ops::Neg::neg)
-        }
-    }
-}
-
-fn time(nanos: i64) -> Option<SystemTime> {
-    let (seconds, rest) = (nanos.div_euclid(NANOS), nanos.rem_euclid(NANOS) as u32);
-    let whole = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(whole)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(whole)
-    };
-    time?.checked_add(Duration::from_nanos(u64::from(rest)))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+
     use super::*;
+    use crate::block::{Role, Source};
     use crate::testing::{new_block, session};
 
     #[test]
@@ -162,13 +102,6 @@ mod tests {
         assert_eq!((&head.tokens[..], &head.text[..]), (block.tokens(), block.text()));
         for len in 0..bytes.len() {
             assert_eq!(decode(&bytes[..len]), None);
-        }
-    }
-
-    #[test]
-    fn times_of_any_age_keep_their_nanoseconds() {
-        for n in [0, 1, -1, NANOS, -NANOS, 1_764_000_000 * NANOS + 5, i64::MAX, i64::MIN + 1] {
-            assert_eq!(nanos(time(n).unwrap()), n);
         }
     }
 }
