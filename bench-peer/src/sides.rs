@@ -75,7 +75,7 @@ impl Stream for Everstream<'_> {
     }
 
     fn read(&mut self, tokens: &[u32]) -> anyhow::Result<&[f32]> {
-        let sequence = Sequence { tokens, cache: &mut self.cache };
+        let sequence = Sequence::new(tokens, &mut self.cache);
         self.model.forward(&mut self.ws, &mut [sequence])?;
         Ok(self.model.logits(&mut self.ws, tokens.len() - 1..tokens.len()))
     }

@@ -11,7 +11,7 @@ use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
     BlockFilter, Distance, Gate, KvType as MemoryType, RecallOrder, Role, Strategy,
 };
-use everstream_runtime::{Policy, RecallConfig, SamplerConfig, SessionConfig};
+use everstream_runtime::{Insertion, Policy, RecallConfig, SamplerConfig, SessionConfig};
 
 use crate::examples;
 
@@ -127,12 +127,19 @@ pub(crate) struct RecallArgs {
     /// Where recalled context stands
     #[arg(long, value_enum, default_value_t = PlaceArg::Near)]
     pub(crate) place: PlaceArg,
+    /// With which keys and values: stored ones, or ones computed from the tokens again, for all of a
+    /// block or for its start
+    #[arg(long, value_enum, default_value_t = InsertionArg::Kv)]
+    pub(crate) insertion: InsertionArg,
     /// Order of recalled blocks
     #[arg(long, value_enum, default_value_t = OrderArg::BestLast)]
     pub(crate) order: OrderArg,
     /// Blocks recalled at most
     #[arg(long, value_name = "N", default_value_t = RecallConfig::default().max_blocks)]
     pub(crate) recall_blocks: usize,
+    /// Blocks that come with each of them, before and after it, as far as they fit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) neighbours: usize,
     /// Cosine distance above which nothing is recalled; 2 lets everything pass
     #[arg(
         long,
@@ -268,6 +275,16 @@ pub(crate) enum PlaceArg {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InsertionArg {
+    /// The stored ones
+    Kv,
+    /// All computed again, behind the sinks
+    Tokens,
+    /// The first 16 of each block computed again, the others stored
+    Repair,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OrderArg {
     /// The most relevant nearest to the turn
     BestLast,
@@ -302,12 +319,18 @@ impl RecallArgs {
                 PlaceArg::Near => Place::Near,
                 PlaceArg::Between => Place::Between,
             },
+            insertion: match self.insertion {
+                InsertionArg::Kv => Insertion::Kv,
+                InsertionArg::Tokens => Insertion::Tokens,
+                InsertionArg::Repair => Insertion::Repair,
+            },
             order: match self.order {
                 OrderArg::BestLast => RecallOrder::BestLast,
                 OrderArg::Stream => RecallOrder::Stream,
             },
             strategy: Arc::clone(&self.strategy),
             max_blocks: self.recall_blocks,
+            neighbours: self.neighbours,
             gate: Gate { max_distance: Some(self.gate) },
             filter: self.filter.filter(),
             every: self.recall_every,

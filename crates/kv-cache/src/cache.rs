@@ -62,8 +62,11 @@ pub struct KvCache {
     raw_keys: RawKeys,
     /// `[n_layers][n_kv_heads]`
     layers: Vec<Vec<HeadBuffers>>,
-    /// The chunk that [`KvCache::begin`] planned and [`KvCache::commit`] has not appended.
+    /// The rows that [`KvCache::begin`] or [`KvCache::begin_recalled`] planned and
+    /// [`KvCache::commit`] has not taken.
     planned: Vec<RowPlan>,
+    /// How many of them extend the stream: all, or none.
+    n_appended: usize,
 }
 
 impl KvCache {
@@ -89,6 +92,7 @@ impl KvCache {
             raw_keys: config.raw_keys,
             layers: (0..config.n_layers).map(|_| layer()).collect(),
             planned: Vec::with_capacity(config.chunk_tokens.min(4096)),
+            n_appended: 0,
         })
     }
 
@@ -140,15 +144,29 @@ impl KvCache {
     /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
     pub fn begin(&mut self, n_tokens: usize) -> Result<(), CacheError> {
         self.planned.clear();
-        if !self.timeline.is_move_due() {
-            return self.timeline.plan(n_tokens, &mut self.planned);
+        if self.timeline.is_move_due() {
+            let mut moved = self.timeline.clone();
+            moved.move_between();
+            moved.plan(n_tokens, &mut self.planned)?;
+            self.timeline = moved;
+            self.rotate_recalled();
+        } else {
+            self.timeline.plan(n_tokens, &mut self.planned)?;
         }
-        let mut moved = self.timeline.clone();
-        moved.move_between();
-        moved.plan(n_tokens, &mut self.planned)?;
-        self.timeline = moved;
-        self.rotate_recalled();
+        self.n_appended = n_tokens;
         Ok(())
+    }
+
+    /// Plans rows of the recalled section to be computed again, behind the sinks and each other;
+    /// [`KvCache::commit`] then leaves the stream as long as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::NotRecalled`], see [`Timeline::plan_recalled`].
+    pub fn begin_recalled(&mut self, rows: &[usize]) -> Result<(), CacheError> {
+        self.planned.clear();
+        self.n_appended = 0;
+        self.timeline.plan_recalled(rows, &mut self.planned)
     }
 
     /// The planned rows, and the buffers of one layer to fill for them.
@@ -162,10 +180,12 @@ impl KvCache {
         &self.planned
     }
 
-    /// Appends the planned rows to the stream; all layers have been filled.
+    /// Takes the planned rows, of which all layers have been filled: those of
+    /// [`KvCache::begin`] are the end of the stream now.
     pub fn commit(&mut self) {
-        self.timeline.advance(self.planned.len());
+        self.timeline.advance(self.n_appended);
         self.planned.clear();
+        self.n_appended = 0;
     }
 
     /// Evicts all tokens before `token`, whatever the policy would keep.
@@ -240,6 +260,25 @@ impl KvCache {
             }
         }
         Ok(())
+    }
+
+    /// Opens the recalled section `between` for tokens whose keys and values are all to be computed
+    /// ([`KvCache::begin_recalled`]); until then its rows hold anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`KvCache::recall`].
+    pub fn open_recall(&mut self, n_tokens: usize) -> Result<(), CacheError> {
+        if self.raw_keys == RawKeys::Drop {
+            return Err(CacheError::NoRawKeys);
+        }
+        self.timeline.begin_recall(Place::Between, n_tokens)
+    }
+
+    /// Makes what was recalled `between` stand right before the next token of the stream.
+    pub fn move_near(&mut self) {
+        self.timeline.move_near();
+        self.rotate_recalled();
     }
 
     /// Appends the numbers of all rows that a later query may see: what, with

@@ -50,6 +50,14 @@ pub enum CacheError {
         /// Tokens recalled.
         n_tokens: usize,
     },
+    /// A row to compute again that was not recalled.
+    #[error("row {row} to be computed again: {n_tokens} tokens are recalled behind the sinks")]
+    NotRecalled {
+        /// The row.
+        row: usize,
+        /// Tokens recalled `between`.
+        n_tokens: usize,
+    },
     /// A recall before the sinks are filled.
     #[error("a recall after {n_tokens} tokens: the {n_sink} sinks come first")]
     SinksNotFull {

@@ -103,7 +103,7 @@ impl std::ops::Deref for Spans {
 /// What happens to one new token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowPlan {
-    /// Its position in the stream.
+    /// Its position in the stream; of a row that is computed again, where the stream ends.
     pub token: TokenPos,
     /// Where its key and value go.
     pub slot: Slot,
@@ -272,6 +272,17 @@ impl Timeline {
         }
     }
 
+    /// Makes tokens that were recalled `between` stand right before the next token of the stream;
+    /// their keys must then be rotated at [`Timeline::recalled_pos`]. No key of the window moves.
+    pub fn move_near(&mut self) {
+        let Some(recalled) = &mut self.recalled else { return };
+        if recalled.place == Place::Between {
+            recalled.place = Place::Near;
+            self.gap = Some(Gap { at: self.next, len: recalled.len });
+            self.shift += recalled.len as u64;
+        }
+    }
+
     /// Whether `n_tokens` can be planned now.
     ///
     /// # Errors
@@ -299,6 +310,33 @@ impl Timeline {
         self.check(n_tokens)?;
         rows.clear();
         rows.extend((0..n_tokens).map(|i| self.row(self.next.after(i))));
+        Ok(())
+    }
+
+    /// Plans rows of the recalled section, which stands `between`, to be computed again: each of
+    /// them sees the sinks, what is recalled before it, and itself, as if the stream began so.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::NotRecalled`] if one of them is not recalled, or not `between`, or they do not
+    /// rise; `plan` is then untouched.
+    pub fn plan_recalled(&self, rows: &[usize], plan: &mut Vec<RowPlan>) -> Result<(), CacheError> {
+        let len = match self.recalled {
+            Some(Recalled { place: Place::Between, len }) => len,
+            _ => 0,
+        };
+        let rises = rows.iter().is_sorted_by(|a, b| a < b);
+        if let Some(&row) = rows.last().filter(|&&row| row >= len || !rises) {
+            return Err(CacheError::NotRecalled { row, n_tokens: len });
+        }
+        plan.clear();
+        plan.extend(rows.iter().map(|&i| {
+            let pos = self.recalled_pos(i);
+            let mut spans = Spans::new();
+            spans.add(0, self.policy.n_sink() + i + 1, QueryForm::Cache);
+            let (token, slot) = (self.next, self.recalled_slot(i));
+            RowPlan { token, slot, window_pos: pos, cache_pos: pos, spans }
+        }));
         Ok(())
     }
 
@@ -382,10 +420,9 @@ impl Timeline {
             let n_sink = self.policy.n_sink();
             return Err(CacheError::SinksNotFull { n_tokens: self.next.0, n_sink });
         }
-        self.recalled = Some(Recalled { place, len });
+        self.recalled = Some(Recalled { place: Place::Between, len });
         if place == Place::Near {
-            self.gap = Some(Gap { at: self.next, len });
-            self.shift += len as u64;
+            self.move_near();
         }
         Ok(())
     }

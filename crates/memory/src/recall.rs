@@ -60,6 +60,9 @@ pub struct RecallRequest<'a> {
     pub exclude: Vec<Range<TokenPos>>,
     /// Which blocks may be recalled at all.
     pub filter: BlockFilter,
+    /// Blocks that may come with each one that was chosen: so many right before it and right after
+    /// it in the stream, of the same source, whatever they say.
+    pub neighbours: usize,
 }
 
 impl<'a> RecallRequest<'a> {
@@ -74,6 +77,7 @@ impl<'a> RecallRequest<'a> {
             order: RecallOrder::default(),
             exclude: Vec::new(),
             filter: BlockFilter::default(),
+            neighbours: 0,
         }
     }
 
@@ -169,6 +173,27 @@ impl Recall {
             RecallOrder::BestLast => self.blocks.reverse(),
             RecallOrder::Stream => self.blocks.sort_by_key(|block| block.part.start),
         }
+    }
+
+    /// As [`sort`](Self::sort), keeping together what follows each other in the stream: a run is as
+    /// relevant as the best of its blocks.
+    pub(crate) fn sort_runs(&mut self, order: RecallOrder) {
+        let mut ranked: Vec<_> = self.blocks.drain(..).enumerate().collect();
+        ranked.sort_by_key(|(_, block)| block.part.start);
+        let mut runs: Vec<Vec<(usize, RecalledBlock)>> = Vec::new();
+        for (rank, block) in ranked {
+            match runs.last_mut() {
+                Some(run) if run.last().is_some_and(|last| last.1.part.end == block.part.start) => {
+                    run.push((rank, block));
+                }
+                _ => runs.push(vec![(rank, block)]),
+            }
+        }
+        if order == RecallOrder::BestLast {
+            let best = |run: &Vec<(usize, RecalledBlock)>| run.iter().map(|b| b.0).min();
+            runs.sort_by_key(|run| std::cmp::Reverse(best(run)));
+        }
+        self.blocks = runs.into_iter().flatten().map(|(_, block)| block).collect();
     }
 }
 

@@ -14,13 +14,48 @@ use everstream_kv_cache::{CacheError, KvCache};
 
 use crate::model::Model;
 
-/// New tokens of one stream and the cache that they extend.
+/// Tokens of one stream and the cache that takes their keys and values.
 #[derive(Debug)]
 pub struct Sequence<'a> {
-    /// The tokens, at most [`Timeline::next_chunk`](everstream_kv_cache::Timeline::next_chunk).
-    pub tokens: &'a [u32],
-    /// The stream's cache.
-    pub cache: &'a mut KvCache,
+    tokens: &'a [u32],
+    cache: &'a mut KvCache,
+    /// Rows of the recalled section; `None` for the end of the stream.
+    recalled: Option<&'a [usize]>,
+}
+
+impl<'a> Sequence<'a> {
+    /// New tokens of a stream, at most
+    /// [`Timeline::next_chunk`](everstream_kv_cache::Timeline::next_chunk).
+    #[must_use]
+    pub fn new(tokens: &'a [u32], cache: &'a mut KvCache) -> Self {
+        Self { tokens, cache, recalled: None }
+    }
+
+    /// Tokens that stand in rows of the recalled section, to be computed again: see
+    /// [`KvCache::begin_recalled`].
+    ///
+    /// # Panics
+    ///
+    /// If there are more or fewer tokens than rows.
+    #[must_use]
+    pub fn recalled(tokens: &'a [u32], rows: &'a [usize], cache: &'a mut KvCache) -> Self {
+        assert_eq!(tokens.len(), rows.len(), "one token for each row");
+        Self { tokens, cache, recalled: Some(rows) }
+    }
+
+    fn check(&self) -> Result<(), CacheError> {
+        match self.recalled {
+            Some(rows) => self.cache.timeline().plan_recalled(rows, &mut Vec::new()),
+            None => self.cache.check(self.tokens.len()),
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), CacheError> {
+        match self.recalled {
+            Some(rows) => self.cache.begin_recalled(rows),
+            None => self.cache.begin(self.tokens.len()),
+        }
+    }
 }
 
 /// Why a batch was not computed; no cache has changed.
@@ -77,7 +112,7 @@ pub struct Workspace {
 }
 
 impl Model {
-    /// Runs the tokens of `batch` through the model and appends them to their caches. Afterwards
+    /// Runs the tokens of `batch` through the model and puts them into their caches. Afterwards
     /// [`Model::logits`] gives the predictions of any of the rows, which are numbered through the
     /// batch.
     ///
@@ -189,11 +224,11 @@ impl Model {
     fn begin(&self, batch: &mut [Sequence<'_>]) -> Result<usize, ForwardError> {
         for sequence in &*batch {
             self.check_tokens(sequence.tokens)?;
-            sequence.cache.check(sequence.tokens.len())?;
+            sequence.check()?;
         }
         let n_rows = batch.iter().map(|s| s.tokens.len()).sum();
         for sequence in batch {
-            sequence.cache.begin(sequence.tokens.len())?;
+            sequence.begin()?;
         }
         Ok(n_rows)
     }
@@ -294,6 +329,11 @@ impl Model {
 }
 
 impl Workspace {
+    /// Forgets the last batch, whose rows nobody may ask for any more.
+    pub fn clear(&mut self) {
+        self.normed.resize(0, 0);
+    }
+
     /// Rows of the last batch.
     #[must_use]
     pub fn n_rows(&self) -> usize {

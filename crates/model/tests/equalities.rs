@@ -78,7 +78,7 @@ impl<'m> Stream<'m> {
         while !tokens.is_empty() {
             let n = self.cache.timeline().next_chunk(tokens.len());
             let (chunk, rest) = tokens.split_at(n);
-            let sequence = Sequence { tokens: chunk, cache: &mut self.cache };
+            let sequence = Sequence::new(chunk, &mut self.cache);
             self.model.forward(&mut self.ws, &mut [sequence]).unwrap();
             logits.extend((0..n).map(|i| self.model.logits(&mut self.ws, i..i + 1).to_vec()));
             tokens = rest;
@@ -255,7 +255,7 @@ fn a_batch_equals_its_sequences() {
                 alone.iter_mut().zip(parts).flat_map(|(s, part)| s.read(part)).collect();
             let caches = together.iter_mut().map(|s| &mut s.cache);
             let mut batch: Vec<_> =
-                caches.zip(parts).map(|(cache, tokens)| Sequence { tokens, cache }).collect();
+                caches.zip(parts).map(|(cache, tokens)| Sequence::new(tokens, cache)).collect();
             let mut ws = Workspace::default();
             model.forward(&mut ws, &mut batch).unwrap();
             let found = model.logits(&mut ws, 0..sizes.iter().sum());
@@ -342,6 +342,64 @@ fn evicted_and_recalled_equals_never_evicted() {
     }
 }
 
+/// Rows that are computed again in the recalled section are those of a stream that begins with the
+/// sinks and goes on with them; wherever they stand afterwards, they are rotated from there.
+#[test]
+fn rows_computed_again_are_those_of_a_stream_behind_the_sinks() {
+    for_each(|model| {
+        let tokens = tokens(60);
+        let policy = || SinkWindow { n_sink: 4, window_tokens: 16 };
+        let recalled = [&tokens[10..20], &tokens[25..29]].concat();
+        let mut twin = Stream::new(model, policy(), (16, 64), KvType::F32);
+        twin.read(&[&tokens[..4], &recalled].concat());
+        let computed = Copied::of(&twin, 4, 18);
+        for (place, chunk) in [(Place::Near, 3), (Place::Near, 16), (Place::Between, 5)] {
+            let mut stream = Stream::new(model, policy(), (16, 16), KvType::F32);
+            stream.read(&tokens[..40]);
+            let mut expected = stream.branch();
+            expected.cache.recall(place, &[&computed]).unwrap();
+            stream.cache.open_recall(14).unwrap();
+            for rows in (0..14).collect::<Vec<_>>().chunks(chunk) {
+                let tokens: Vec<u32> = rows.iter().map(|&row| recalled[row]).collect();
+                let sequence = Sequence::recalled(&tokens, rows, &mut stream.cache);
+                model.forward(&mut stream.ws, &mut [sequence]).unwrap();
+            }
+            assert_eq!(stream.cache.next(), TokenPos(40));
+            if place == Place::Near {
+                stream.cache.move_near();
+            }
+            assert_eq!(stream.read(&tokens[40..50]), expected.read(&tokens[40..50]));
+            stream.cache.end_recall();
+            expected.cache.end_recall();
+            assert_eq!(stream.read(&tokens[50..]), expected.read(&tokens[50..]));
+        }
+    });
+}
+
+#[test]
+fn only_what_is_recalled_behind_the_sinks_is_computed_again() {
+    let model = &open(&tiny()[0], Arithmetic::F32);
+    let policy = SinkWindow { n_sink: 4, window_tokens: 16 };
+    let mut stream = Stream::new(model, policy, (8, 16), KvType::F32);
+    let again = |stream: &mut Stream<'_>, rows: &[usize]| {
+        let tokens = vec![7; rows.len()];
+        let sequence = Sequence::recalled(&tokens, rows, &mut stream.cache);
+        model.forward(&mut stream.ws, &mut [sequence])
+    };
+    let refused =
+        |row, n_tokens| Err(ForwardError::Cache(CacheError::NotRecalled { row, n_tokens }));
+    stream.read(&tokens(20));
+    assert_eq!(again(&mut stream, &[0]), refused(0, 0));
+    stream.cache.open_recall(5).unwrap();
+    assert_eq!(again(&mut stream, &[3, 5]), refused(5, 5));
+    assert_eq!(again(&mut stream, &[3, 2]), refused(2, 5));
+    assert_eq!(again(&mut stream, &[2, 2]), refused(2, 5));
+    assert_eq!(again(&mut stream, &[0, 1, 2, 3, 4]), Ok(()));
+    stream.cache.move_near();
+    assert_eq!(again(&mut stream, &[0]), refused(0, 0));
+    assert_eq!(stream.cache.next(), TokenPos(20));
+}
+
 #[test]
 fn a_branch_continues_as_the_original() {
     for_each(|model| {
@@ -373,10 +431,8 @@ fn a_batch_that_is_refused_changes_no_stream() {
         let mut expected = a.branch();
         let unknown = [3, model.config().vocab_size as u32];
         for (bad, is_cache) in [(&unknown[..], false), (&tokens[..17], true), (&[], true)] {
-            let mut batch = [
-                Sequence { tokens: &tokens[29..31], cache: &mut a.cache },
-                Sequence { tokens: bad, cache: &mut b.cache },
-            ];
+            let mut batch =
+                [Sequence::new(&tokens[29..31], &mut a.cache), Sequence::new(bad, &mut b.cache)];
             let error = model.forward(&mut a.ws, &mut batch).unwrap_err();
             match error {
                 ForwardError::Cache(CacheError::ChunkTooLong { .. }) => assert!(is_cache),

@@ -75,7 +75,7 @@ fn open_and_run(bytes: Vec<u8>) -> bool {
     let mut cache = KvCache::new(&model.cache_config(policy, 0, 8)).unwrap();
     if !tokens.is_empty() {
         let (mut ws, n) = (Workspace::default(), tokens.len());
-        let batch = &mut [Sequence { tokens: &tokens, cache: &mut cache }];
+        let batch = &mut [Sequence::new(&tokens, &mut cache)];
         model.forward(&mut ws, batch).unwrap();
         model.logits(&mut ws, n - 1..n);
     }

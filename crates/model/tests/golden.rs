@@ -58,7 +58,7 @@ fn run(
     let mut ws = Workspace::default();
     let mut out = Vec::new();
     for tokens in tokens.chunks(chunk) {
-        model.forward(&mut ws, &mut [Sequence { tokens, cache: &mut cache }]).unwrap();
+        model.forward(&mut ws, &mut [Sequence::new(tokens, &mut cache)]).unwrap();
         for row in 0..tokens.len() {
             out.push(model.logits(&mut ws, row..row + 1).to_vec());
         }

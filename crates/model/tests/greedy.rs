@@ -63,7 +63,7 @@ impl<'m> Stream<'m> {
 
     /// Reads tokens; the logits after each from the `first`-th on.
     fn read(&mut self, tokens: &[u32], first: usize) -> ChunksExact<'_, f32> {
-        let sequence = Sequence { tokens, cache: &mut self.cache };
+        let sequence = Sequence::new(tokens, &mut self.cache);
         self.model.forward(&mut self.ws, &mut [sequence]).unwrap();
         let logits = self.model.logits(&mut self.ws, first..tokens.len());
         logits.chunks_exact(self.model.config().vocab_size)

@@ -59,6 +59,34 @@ impl FromStr for Policy {
     }
 }
 
+/// With which keys and values a block enters the cache again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Insertion {
+    /// Those that were stored: nothing is computed but their rotation.
+    #[default]
+    Kv,
+    /// New ones: the block's tokens are read again, behind the sinks and what is recalled before.
+    Tokens,
+    /// Stored ones, but for the first [`REPAIR_TOKENS`](crate::REPAIR_TOKENS) of each block, which
+    /// are read again.
+    Repair,
+}
+
+impl Insertion {
+    /// All of them; files name one by its place here.
+    pub const ALL: [Self; 3] = [Self::Kv, Self::Tokens, Self::Repair];
+
+    /// The name on the command line and in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kv => "kv",
+            Self::Tokens => "tokens",
+            Self::Repair => "repair",
+        }
+    }
+}
+
 /// Capacities and settings of a [`Session`](crate::Session).
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -89,12 +117,17 @@ pub struct SessionConfig {
 pub struct RecallConfig {
     /// Where recalled tokens stand.
     pub place: Place,
+    /// With which keys and values.
+    pub insertion: Insertion,
     /// Which blocks are proposed.
     pub strategy: Arc<dyn Strategy>,
     /// In which order.
     pub order: RecallOrder,
     /// Blocks at most.
     pub max_blocks: usize,
+    /// Blocks that may come with each of them, on both sides: see
+    /// [`RecallRequest::neighbours`](everstream_memory::RecallRequest).
+    pub neighbours: usize,
     /// What is relevant enough.
     pub gate: Gate,
     /// Which blocks may be recalled at all.
@@ -112,9 +145,11 @@ impl Default for RecallConfig {
     fn default() -> Self {
         Self {
             place: Place::Near,
+            insertion: Insertion::Kv,
             strategy: Arc::new(Nearest),
             order: RecallOrder::BestLast,
             max_blocks: 4,
+            neighbours: 0,
             gate: Gate::default(),
             filter: BlockFilter::default(),
             every: 0,

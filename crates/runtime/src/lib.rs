@@ -45,15 +45,17 @@ mod footprint;
 mod generate;
 mod ingest;
 pub mod perplexity;
+mod recalling;
 mod recorder;
 mod sampler;
 mod saved;
 mod session;
 
-pub use config::{Policy, RecallConfig, SessionConfig};
+pub use config::{Insertion, Policy, RecallConfig, SessionConfig};
 pub use error::SessionError;
 pub use footprint::CacheFootprint;
 pub use generate::{GenerateOptions, Generated, StopReason};
+pub use recalling::REPAIR_TOKENS;
 pub use recorder::Origin;
 pub use sampler::{Sampler, SamplerConfig};
 pub use saved::{Geometry, Resumed, SAVE_TOKENS, Storage, log_forgotten, saved_geometry};

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use crate::ingest::DocumentProgress;
 use crate::recorder::{Recorder, Rows};
 use crate::saved::{Event, Resumed, Saved};
-use crate::{Origin, Policy, RecallConfig, SessionConfig, SessionError};
-use everstream_kv_cache::{CacheError, KvCache, KvSource, Place, Sections, TokenPos};
+use crate::{Insertion, Origin, Policy, SessionConfig, SessionError};
+use everstream_kv_cache::{CacheError, KvCache, Sections, TokenPos};
 use everstream_memory::{
-    BlockStore, Distance, Embedder, ExactIndex, Found, KvShape, Memory, MemoryConfig, MemoryError,
-    RamStore, Recall, RecallRequest, RecalledBlock, Role,
+    BlockStore, Distance, Embedder, ExactIndex, KvShape, Memory, MemoryConfig, MemoryError,
+    RamStore, Recall, RecalledBlock, Role,
 };
 use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
 
@@ -31,7 +31,7 @@ pub struct Session {
     pub(crate) config: SessionConfig,
     pub(crate) cache: KvCache,
     pub(crate) recorder: Option<Recorder>,
-    workspace: Workspace,
+    pub(crate) workspace: Workspace,
     /// The newest tokens: what `recompute` computes again, and what a blank turn asks for.
     pub(crate) recent: Vec<u32>,
     /// Prediction of the token after the newest one; empty at the start.
@@ -41,6 +41,8 @@ pub struct Session {
     pub(crate) last_recall: Option<Recall>,
     /// Length of the stream when it was put into the cache.
     pub(crate) recalled_at: u64,
+    /// And with which keys and values.
+    pub(crate) recalled_as: Insertion,
     /// Whether the model's turn has begun and not ended.
     pub(crate) awaits_answer: bool,
     /// How far each document was read.
@@ -50,7 +52,7 @@ pub struct Session {
     /// Where the session is saved, if it is.
     pub(crate) saved: Option<Saved>,
     pub(crate) resumed: Option<Resumed>,
-    timings: Timings,
+    pub(crate) timings: Timings,
 }
 
 /// Where a session's time went.
@@ -121,6 +123,7 @@ impl Session {
             n_tokens: 0,
             last_recall: None,
             recalled_at: 0,
+            recalled_as: Insertion::Kv,
             awaits_answer: false,
             documents: Vec::new(),
             reading: None,
@@ -217,102 +220,6 @@ impl Session {
         self.append(end, end_origin)
     }
 
-    /// Ends the last recall and puts into the cache what is relevant to `query`; a blank query
-    /// stands for the newest tokens. Only `remember` recalls anything.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`]; the cache is then as it was.
-    pub fn recall(&mut self, query: &str) -> Result<&Recall, SessionError> {
-        self.recall_up_to(query, self.config.recall.max_blocks)
-    }
-
-    /// As [`Session::recall`], with at most `max_blocks` blocks.
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::recall`].
-    pub fn recall_up_to(
-        &mut self,
-        query: &str,
-        max_blocks: usize,
-    ) -> Result<&Recall, SessionError> {
-        let start = Instant::now();
-        let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
-        let query = if query.trim().is_empty() { self.text_of(newest) } else { query.to_owned() };
-        let mut recall = Recall::default();
-        if let Some(recorder) = &mut self.recorder {
-            recorder.settle(self.model.tokenizer(), &self.cache)?;
-            let request = RecallRequest {
-                max_tokens: self.config.context_tokens,
-                max_blocks,
-                order: self.config.recall.order,
-                filter: self.config.recall.filter.clone(),
-                ..RecallRequest::new(&query, self.cache.timeline().evicted())
-            };
-            recall = recorder.memory.recall(&request)?;
-            self.insert(recall)?;
-        } else {
-            self.last_recall = Some(recall);
-        }
-        self.timings.recall += start.elapsed();
-        Ok(self.last_recall.get_or_insert_default())
-    }
-
-    /// Ends the last recall and puts blocks into the cache that somebody else chose, in the order
-    /// given.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError::Memory`] if a block is of another shape, [`SessionError::Cache`] if the
-    /// blocks do not fit; the cache is then as it was.
-    pub fn insert(&mut self, recall: Recall) -> Result<(), SessionError> {
-        self.insert_at(self.config.recall.place, recall)
-    }
-
-    pub(crate) fn insert_at(&mut self, place: Place, recall: Recall) -> Result<(), SessionError> {
-        let expected = shape(&self.model);
-        for block in &recall.blocks {
-            let found = block.block.kv().shape();
-            if found != expected {
-                return Err(MemoryError::Shape { expected, found }.into());
-            }
-        }
-        if self.is_in_cache(place, &recall) {
-            self.last_recall = Some(recall);
-            return Ok(());
-        }
-        // Tried on the positions alone, so that the last recall ends only if this one begins.
-        let mut trial = self.cache.timeline().clone();
-        trial.end_recall();
-        trial.begin_recall(place, recall.n_tokens())?;
-        self.log(|| Event::recall(place, &recall))?;
-        let rows: Vec<Rows<'_>> = recall.blocks.iter().map(Rows).collect();
-        let sources: Vec<&dyn KvSource> = rows.iter().map(|r| r as &dyn KvSource).collect();
-        self.end_recall();
-        self.cache.recall(place, &sources)?;
-        (self.last_recall, self.recalled_at) = (Some(recall), self.n_tokens);
-        Ok(())
-    }
-
-    /// Whether just this was recalled here, and nothing read since. Doing it again would change
-    /// positions, and so the last bits: a stream that was killed between a recall and what follows
-    /// it would not go on as it would have.
-    fn is_in_cache(&self, place: Place, recall: &Recall) -> bool {
-        let held = self.cache.timeline().state().recalled;
-        let parts = |recall: &Recall| -> Vec<_> {
-            recall.blocks.iter().map(|b| (b.block.id(), b.part.clone())).collect()
-        };
-        held.is_none_or(|held| held == (place, recall.n_tokens()))
-            && self.recalled_at == self.n_tokens
-            && self.last_recall.as_ref().is_some_and(|last| parts(last) == parts(recall))
-    }
-
-    pub(crate) fn end_recall(&mut self) {
-        self.cache.end_recall();
-        self.last_recall = None;
-    }
-
     /// Appends tokens to the stream and predicts what follows.
     ///
     /// # Errors
@@ -351,16 +258,6 @@ impl Session {
     #[must_use]
     pub fn logits(&self) -> &[f32] {
         &self.logits
-    }
-
-    /// Recalls in another way from now on. Block sizes stay those of the stream.
-    pub fn set_recall(&mut self, recall: RecallConfig) {
-        let sizes = self.config.recall.sizes;
-        if let Some(recorder) = &mut self.recorder {
-            recorder.memory.set_gate(recall.gate);
-            recorder.memory.set_strategy(Arc::clone(&recall.strategy));
-        }
-        self.config.recall = RecallConfig { sizes, ..recall };
     }
 
     /// Closes the block of a turn that has ended, and embeds what waits.
@@ -443,6 +340,7 @@ impl Session {
             n_tokens: self.n_tokens,
             last_recall: self.last_recall.clone(),
             recalled_at: self.recalled_at,
+            recalled_as: self.recalled_as,
             awaits_answer: self.awaits_answer,
             documents: self.documents.clone(),
             reading: self.reading,
@@ -492,25 +390,6 @@ impl Session {
     #[must_use]
     pub fn memory(&self) -> Option<&Memory> {
         self.recorder.as_ref().map(|r| &r.memory)
-    }
-
-    /// The `n` blocks nearest to `query`, nearest first, evicted or not and without the gate, as
-    /// far as the filter lets them be found: for people who look what is there. Empty if the policy
-    /// has no memory.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError::Memory`].
-    pub fn search(&mut self, query: &str, n: usize) -> Result<Vec<Found>, SessionError> {
-        let Some(recorder) = &mut self.recorder else { return Ok(Vec::new()) };
-        recorder.settle(self.model.tokenizer(), &self.cache)?;
-        Ok(recorder.memory.search(query, n, &self.config.recall.filter)?)
-    }
-
-    /// What is in the recalled section, and what was turned away.
-    #[must_use]
-    pub fn last_recall(&self) -> Option<&Recall> {
-        self.last_recall.as_ref()
     }
 
     /// Where the time went.
@@ -603,7 +482,7 @@ impl Session {
                 self.recompute()?;
             }
         } else {
-            let sequence = Sequence { tokens, cache: &mut self.cache };
+            let sequence = Sequence::new(tokens, &mut self.cache);
             if let Err(error) = self.model.forward(&mut self.workspace, &mut [sequence]) {
                 if let Some(saved) = &mut self.saved {
                     saved.journal.undo(logged, tokens.len())?;
@@ -673,7 +552,7 @@ impl Session {
             }
             _ => match self.workspace.n_rows().checked_sub(1) {
                 Some(last) => last,
-                // A branch that has read nothing yet: it has the logits of its original.
+                // Nothing was read since they were computed: in a branch, or after a recall.
                 None => return Ok(()),
             },
         };
@@ -689,7 +568,7 @@ impl Session {
         let mut config = self.model.cache_config(self.config.eviction(), 0, self.recent.len());
         config.kv_type = self.config.kv_type;
         self.cache = KvCache::new(&config)?;
-        let sequence = Sequence { tokens: &self.recent, cache: &mut self.cache };
+        let sequence = Sequence::new(&self.recent, &mut self.cache);
         self.model.forward(&mut self.workspace, &mut [sequence])?;
         Ok(())
     }
@@ -729,7 +608,7 @@ fn memory(
 }
 
 /// Shape of a model's keys and values per token.
-fn shape(model: &Model) -> KvShape {
+pub(crate) fn shape(model: &Model) -> KvShape {
     let c = model.config();
     KvShape { n_layers: c.n_layers, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim }
 }

@@ -11,7 +11,7 @@ use common::{session, small, story, tiny};
 use everstream_runtime::kv_cache::{KvCache, KvType, NeverEvict, Place};
 use everstream_runtime::memory::{Gate, RecallOrder, Role};
 use everstream_runtime::model::{Model, Sequence, SpecialTokens, Workspace};
-use everstream_runtime::{GenerateOptions, Origin, Policy, Session, SessionConfig};
+use everstream_runtime::{GenerateOptions, Insertion, Origin, Policy, Session, SessionConfig};
 
 const ROLE: Role = Role::Document;
 
@@ -59,10 +59,17 @@ fn remember_with_nothing_recalled_equals_sink() {
 #[test]
 fn the_size_of_chunks_changes_nothing() {
     for_each(|model| {
-        for place in [Place::Near, Place::Between] {
+        for (place, insertion) in [
+            (Place::Near, Insertion::Kv),
+            (Place::Between, Insertion::Kv),
+            (Place::Near, Insertion::Tokens),
+            (Place::Between, Insertion::Tokens),
+            (Place::Near, Insertion::Repair),
+        ] {
             let run = |chunk_tokens| {
                 let mut config = SessionConfig { chunk_tokens, ..small(Policy::Remember) };
                 config.recall.place = place;
+                config.recall.insertion = insertion;
                 let mut session = session(model, config);
                 let logits = conversation(&mut session);
                 assert!(session.memory().unwrap().stats().recalled_blocks_total > 0);
@@ -70,7 +77,7 @@ fn the_size_of_chunks_changes_nothing() {
             };
             let expected = run(1);
             for chunk_tokens in [5, 32, 400] {
-                assert_eq!(run(chunk_tokens), expected, "{place:?} {chunk_tokens}");
+                assert_eq!(run(chunk_tokens), expected, "{place:?} {insertion:?} {chunk_tokens}");
             }
         }
     });
@@ -119,7 +126,7 @@ fn recompute_equals_a_fresh_run_over_the_window() {
             let policy = Arc::new(NeverEvict { n_sink: 0, max_tokens: 60 });
             let mut cache = KvCache::new(&model.cache_config(policy, 0, 60)).unwrap();
             let mut ws = Workspace::default();
-            model.forward(&mut ws, &mut [Sequence { tokens: window, cache: &mut cache }]).unwrap();
+            model.forward(&mut ws, &mut [Sequence::new(window, &mut cache)]).unwrap();
             let expected = model.logits(&mut ws, window.len() - 1..window.len());
             assert_eq!(recompute.logits(), expected, "token {i}");
         }
@@ -156,12 +163,15 @@ fn a_branch_continues_as_the_original() {
     }
 }
 
+/// Tokens that are computed again behind the sinks and each other have their whole past before
+/// them, so that it makes no difference whether they are.
 #[test]
 fn all_that_left_recalled_in_order_equals_never_leaving() {
     for_each(|model| {
         let tokens = tokens(model, 200);
-        let run = |window_tokens| {
+        let run = |window_tokens, insertion| {
             let mut config = SessionConfig { window_tokens, ..small(Policy::Remember) };
+            config.recall.insertion = insertion;
             config.context_tokens = 200;
             config.kv_type = KvType::F32;
             config.memory_type = everstream_runtime::memory::KvType::F32;
@@ -178,9 +188,12 @@ fn all_that_left_recalled_in_order_equals_never_leaving() {
             }
             (logits, session.sections())
         };
-        let ((cut, sections), (whole, all)) = (run(96), run(400));
-        assert_eq!((sections.recalled, sections.window), (99, 96));
+        let (whole, all) = run(400, Insertion::Kv);
         assert_eq!((all.recalled, all.window), (0, 196));
-        assert_eq!(cut, whole);
+        for insertion in Insertion::ALL {
+            let (cut, sections) = run(96, insertion);
+            assert_eq!((sections.recalled, sections.window), (99, 96));
+            assert_eq!(cut, whole, "{insertion:?}");
+        }
     });
 }

@@ -17,8 +17,8 @@ use everstream_runtime::memory::{
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
 use everstream_runtime::{
-    GenerateOptions, Origin, Policy, Session, SessionConfig, SessionError, Storage, log_forgotten,
-    saved_geometry,
+    GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session, SessionConfig, SessionError,
+    Storage, log_forgotten, saved_geometry,
 };
 use tempfile::TempDir;
 
@@ -148,12 +148,19 @@ fn seen(session: &mut Session) -> Seen {
 }
 
 fn places() -> impl Iterator<Item = SessionConfig> {
-    [Place::Near, Place::Between].into_iter().flat_map(|place| {
-        [MemoryType::F16, MemoryType::Q8].into_iter().map(move |memory_type| {
-            let mut config = SessionConfig { memory_type, ..small(Policy::Remember) };
-            config.recall.place = place;
-            config
-        })
+    [
+        (Place::Near, MemoryType::F16, Insertion::Kv),
+        (Place::Near, MemoryType::Q8, Insertion::Kv),
+        (Place::Near, MemoryType::Q8, Insertion::Tokens),
+        (Place::Near, MemoryType::F16, Insertion::Repair),
+        (Place::Between, MemoryType::F16, Insertion::Kv),
+        (Place::Between, MemoryType::Q8, Insertion::Repair),
+    ]
+    .into_iter()
+    .map(|(place, memory_type, insertion)| {
+        let mut config = SessionConfig { memory_type, ..small(Policy::Remember) };
+        config.recall = RecallConfig { place, insertion, ..config.recall };
+        config
     })
 }
 

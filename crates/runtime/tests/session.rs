@@ -81,7 +81,7 @@ fn stored_keys_and_values_are_those_of_the_cache() {
     let mut waiting = blocks.iter().peekable();
     let tokens = model.tokenizer().encode(&text, SpecialTokens::AsText);
     for tokens in tokens.chunks(32) {
-        model.forward(&mut ws, &mut [Sequence { tokens, cache: &mut cache }]).unwrap();
+        model.forward(&mut ws, &mut [Sequence::new(tokens, &mut cache)]).unwrap();
         while let Some(block) = waiting.next_if(|b| b.range().end <= cache.next()) {
             let n = block.tokens().len();
             for (layer, head) in

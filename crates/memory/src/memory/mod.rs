@@ -178,8 +178,9 @@ impl Memory {
         }
         let recall = if self.could_recall(request) {
             self.flush()?;
-            let hits = self.proposed(request)?;
-            self.pick(request, &hits)?
+            let embedding = self.embed_query(request.query)?;
+            let hits = self.proposed(request, &embedding)?;
+            self.pick(request, &hits, &embedding)?
         } else {
             Recall::default()
         };
@@ -384,14 +385,17 @@ impl Memory {
             && evicted.any(|meta| request.part_of(meta).is_some())
     }
 
-    fn proposed(&mut self, request: &RecallRequest<'_>) -> Result<Vec<Hit>, MemoryError> {
-        let embedding = self.embed_query(request.query)?;
+    fn proposed(
+        &mut self,
+        request: &RecallRequest<'_>,
+        embedding: &[f32],
+    ) -> Result<Vec<Hit>, MemoryError> {
         if self.config.strategy.needs_words() {
             self.index_words()?;
         }
         let query = Query {
             text: request.query,
-            embedding: &embedding,
+            embedding,
             index: self.index.as_ref(),
             words: &self.words,
             blocks: self.store.metas(),
@@ -430,9 +434,13 @@ impl Memory {
     }
 
     /// Sorts what was proposed into recalled, gated and skipped.
-    fn pick(&self, request: &RecallRequest<'_>, hits: &[Hit]) -> Result<Recall, MemoryError> {
+    fn pick(
+        &self,
+        request: &RecallRequest<'_>,
+        hits: &[Hit],
+        embedding: &[f32],
+    ) -> Result<Recall, MemoryError> {
         let mut recall = Recall::default();
-        let mut tokens_left = request.max_tokens;
         for hit in hits.iter().take(request.max_blocks) {
             // A strategy that breaks its promise may cost blocks, not put one in twice or put in
             // what is in the window already.
@@ -444,24 +452,85 @@ impl Memory {
             let distance = hit.distance;
             if !self.config.gate.passes(distance) {
                 recall.gated.push(NotRecalled { id: hit.id, part, distance });
-            } else if n_tokens > tokens_left {
+            } else if recall.n_tokens() + n_tokens > request.max_tokens {
                 recall.skipped.push(NotRecalled { id: hit.id, part, distance });
             } else {
-                match self.store.get(self.order_of(hit)) {
-                    Ok(block) => {
-                        tokens_left -= n_tokens;
-                        recall.blocks.push(RecalledBlock { block, part, distance });
+                self.take(hit, part, &mut recall)?;
+            }
+        }
+        if request.neighbours == 0 {
+            recall.sort(request.order);
+        } else {
+            self.add_neighbours(request, embedding, &mut recall)?;
+            recall.sort_runs(request.order);
+        }
+        Ok(recall)
+    }
+
+    /// Reads a block that is to be recalled.
+    fn take(
+        &self,
+        hit: &Hit,
+        part: Range<TokenPos>,
+        recall: &mut Recall,
+    ) -> Result<(), MemoryError> {
+        let (id, distance) = (hit.id, hit.distance);
+        match self.store.get(self.order_of(hit)) {
+            Ok(block) => recall.blocks.push(RecalledBlock { block, part, distance }),
+            // Damage costs the block that it hit, and nothing else.
+            Err(StoreError::Damaged { .. }) => {
+                recall.unreadable.push(NotRecalled { id, part, distance });
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Adds what stands around each block, nearest first and around the most relevant first, as far
+    /// as it fits. What would not touch the block is left out.
+    fn add_neighbours(
+        &self,
+        request: &RecallRequest<'_>,
+        embedding: &[f32],
+        recall: &mut Recall,
+    ) -> Result<(), MemoryError> {
+        let file = |meta: &BlockMeta| meta.source.as_ref().map(|source| Arc::clone(&source.file));
+        let mut vector = Vec::new();
+        // The run around each chosen block, and whether it may grow on.
+        let mut runs: Vec<_> =
+            recall.blocks.iter().map(|b| (b.block.id(), b.part.clone())).collect();
+        for reach in 1..=request.neighbours {
+            for (id, run) in &mut runs {
+                let Some(&order) = self.order.get(id) else { continue };
+                let around = [order.checked_sub(reach), order.checked_add(reach)];
+                for next in around.into_iter().flatten() {
+                    let metas = self.store.metas();
+                    let Some(meta) = metas.get(next) else { continue };
+                    let Some(part) = request.part_of(meta) else { continue };
+                    let touches = part.end == run.start || part.start == run.end;
+                    if !touches || file(meta) != file(&metas[order]) {
+                        continue;
                     }
-                    // Damage costs the block that it hit, and nothing else.
-                    Err(StoreError::Damaged { .. }) => {
-                        recall.unreadable.push(NotRecalled { id: hit.id, part, distance });
+                    if !recall.blocks.iter().any(|b| b.block.id() == meta.id) {
+                        if recall.n_tokens() + range_len(&part) > request.max_tokens {
+                            continue;
+                        }
+                        // Damaged text has no vector.
+                        if self.index.vectors(&[meta.id], &mut vector).is_err() {
+                            continue;
+                        }
+                        let distance = self.index.distance().between(embedding, &vector);
+                        let n_blocks = recall.blocks.len();
+                        self.take(&Hit { id: meta.id, distance }, part.clone(), recall)?;
+                        if recall.blocks.len() == n_blocks {
+                            continue;
+                        }
                     }
-                    Err(error) => return Err(error.into()),
+                    *run = run.start.min(part.start)..run.end.max(part.end);
                 }
             }
         }
-        recall.sort(request.order);
-        Ok(recall)
+        Ok(())
     }
 
     /// The number of a block that was found; one that is no block's for an unknown one.

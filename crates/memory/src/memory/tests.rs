@@ -77,6 +77,49 @@ fn order_is_as_asked() {
 }
 
 #[test]
+fn neighbours_come_along_as_far_as_they_fit() {
+    let mut memory = filled();
+    let mut check = |query, max_blocks, (neighbours, max_tokens), end, expected: &[(u64, u64)]| {
+        let request = request(query, end);
+        let request = RecallRequest { max_blocks, neighbours, max_tokens, ..request };
+        let recall = memory.recall(&request).unwrap();
+        assert_eq!(parts(&recall), expected, "{query} {neighbours}");
+        assert!(recall.blocks.iter().all(|b| b.distance.is_finite()));
+    };
+    let master = "Who is the harbour master?";
+    check(master, 1, (1, 300), 104, &[(24, 44), (44, 64), (64, 84)]);
+    check(master, 1, (1, 59), 104, &[(24, 44), (44, 64)]);
+    check(master, 1, (2, 80), 104, &[(4, 24), (24, 44), (44, 64), (64, 84)]);
+    check(master, 1, (9, 300), 70, &[(4, 24), (24, 44), (44, 64), (64, 70)]);
+    // Runs stay whole; the one with the best block comes last.
+    let lamp = "lamp of the lighthouse";
+    check(lamp, 2, (1, 300), 104, &[(4, 24), (24, 44), (64, 84), (84, 104)]);
+    // Room for one neighbour: that of the best block.
+    check(lamp, 2, (1, 60), 104, &[(4, 24), (64, 84), (84, 104)]);
+    check(lamp, 2, (2, 300), 104, &[(4, 24), (24, 44), (44, 64), (64, 84), (84, 104)]);
+}
+
+#[test]
+fn neighbours_are_of_the_same_source_and_touch() {
+    let mut memory = memory_of(config());
+    for (i, (text, file)) in TEXTS.iter().zip(["a", "a", "a", "b", "b"]).enumerate() {
+        let start = 4 + 20 * i as u64;
+        let mut block = new_block(start..start + 20, text);
+        block.source = Some(crate::block::Source { file: Arc::from(file), line: 1 });
+        memory.remember(block).unwrap();
+    }
+    let mut request = RecallRequest {
+        max_blocks: 1,
+        neighbours: 2,
+        ..request("Who is the harbour master?", 104)
+    };
+    let recall = memory.recall(&request).unwrap();
+    assert_eq!(parts(&recall), [(4, 24), (24, 44), (44, 64)]);
+    request.exclude = vec![positions(40..44)];
+    assert_eq!(parts(&memory.recall(&request).unwrap()), [(44, 64)]);
+}
+
+#[test]
 fn only_what_has_left_the_window_comes_back() {
     let mut memory = filled();
     for (evicted_end, expected) in [
@@ -509,6 +552,7 @@ fn recalls_are_those_of_the_naive_memory() {
             };
             let recall = memory.recall(&request).unwrap();
             check_recall(&recall, &request);
+            check_neighbours(&mut memory, &recall, &request);
             let mut expected = naive(&all, &request);
             if request.order == RecallOrder::BestLast {
                 expected.reverse();
@@ -527,6 +571,21 @@ fn check_recall(recall: &Recall, request: &RecallRequest<'_>) {
     let mut parts = parts(recall);
     parts.sort_unstable();
     assert!(parts.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+}
+
+/// With neighbours, all that came without them comes, and the limits hold.
+fn check_neighbours(memory: &mut Memory, alone: &Recall, request: &RecallRequest<'_>) {
+    let request = RecallRequest { neighbours: 2, ..request.clone() };
+    let recall = memory.recall(&request).unwrap();
+    assert!(recall.n_tokens() <= request.max_tokens);
+    let (alone, found) = (parts(alone), parts(&recall));
+    assert!(alone.iter().all(|part| found.contains(part)));
+    let mut sorted = found.clone();
+    sorted.sort_unstable();
+    assert!(sorted.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+    if request.order == RecallOrder::Stream {
+        assert_eq!(sorted, found);
+    }
 }
 
 fn naive(all: &[(Range<u64>, String)], request: &RecallRequest<'_>) -> Vec<(u64, u64)> {

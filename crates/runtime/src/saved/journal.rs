@@ -15,7 +15,8 @@ use everstream_memory::{BlockId, Recall};
 use fs_err::{File, OpenOptions};
 use std::io::Write;
 
-use crate::{Origin, SessionError};
+use crate::recalling::Reinsertion;
+use crate::{Insertion, Origin, SessionError};
 
 const TOKENS: u8 = 1;
 const RECALL: u8 = 2;
@@ -39,8 +40,8 @@ pub(crate) struct RecalledRef {
 pub(crate) enum Event {
     /// Tokens were read.
     Tokens { tokens: Vec<u32>, origin: Origin },
-    /// Blocks were recalled, in this order, to this place.
-    Recall(Place, Vec<RecalledRef>),
+    /// Blocks were recalled, in this order.
+    Recall(Reinsertion, Vec<RecalledRef>),
     /// A recall ended and none followed.
     EndRecall,
     /// The model's turn began.
@@ -60,8 +61,8 @@ impl Event {
         Self::Tokens { tokens: tokens.to_vec(), origin: origin.clone() }
     }
 
-    pub(crate) fn recall(place: Place, recall: &Recall) -> Self {
-        Self::Recall(place, recalled_refs(recall))
+    pub(crate) fn recall(how: Reinsertion, recall: &Recall) -> Self {
+        Self::Recall(how, recalled_refs(recall))
     }
 
     fn encode(&self) -> (u8, Vec<u8>) {
@@ -74,8 +75,9 @@ impl Event {
                 to.u32s(tokens);
                 TOKENS
             }
-            Self::Recall(place, blocks) => {
-                to.u8(u8::from(*place == Place::Near));
+            Self::Recall(how, blocks) => {
+                to.u8(u8::from(how.place == Place::Near));
+                encode_insertion(how.insertion, &mut to);
                 encode_refs(blocks, &mut to);
                 RECALL
             }
@@ -110,7 +112,8 @@ impl Event {
             }
             RECALL => {
                 let place = if from.u8()? == 0 { Place::Between } else { Place::Near };
-                Self::Recall(place, decode_refs(&mut from)?)
+                let insertion = decode_insertion(&mut from)?;
+                Self::Recall(Reinsertion { place, insertion }, decode_refs(&mut from)?)
             }
             END_RECALL => Self::EndRecall,
             BEGIN_ANSWER => Self::BeginAnswer,
@@ -133,6 +136,15 @@ pub(crate) fn recalled_refs(recall: &Recall) -> Vec<RecalledRef> {
         distance: block.distance,
     };
     blocks.map(to_ref).collect()
+}
+
+pub(crate) fn encode_insertion(insertion: Insertion, to: &mut Encoder) {
+    let place = Insertion::ALL.iter().position(|&i| i == insertion).unwrap_or_default();
+    to.u8(place as u8);
+}
+
+pub(crate) fn decode_insertion(from: &mut Decoder<'_>) -> Option<Insertion> {
+    Insertion::ALL.get(usize::from(from.u8()?)).copied()
 }
 
 pub(crate) fn encode_refs(blocks: &[RecalledRef], to: &mut Encoder) {
@@ -278,7 +290,10 @@ mod tests {
         let part = TokenPos(5)..TokenPos(9);
         vec![
             Event::tokens(&[1, 2, 3], &origin.clone().with_words(1..2)),
-            Event::Recall(Place::Near, vec![RecalledRef { id: BlockId(7), part, distance: 0.25 }]),
+            Event::Recall(
+                Reinsertion { place: Place::Near, insertion: Insertion::Repair },
+                vec![RecalledRef { id: BlockId(7), part, distance: 0.25 }],
+            ),
             Event::BeginAnswer,
             Event::tokens(
                 &[4],

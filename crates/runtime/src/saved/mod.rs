@@ -369,6 +369,7 @@ impl Session {
             open,
             recalled: self.last_recall.as_ref().map(recalled_refs),
             recalled_at: self.recalled_at,
+            recalled_as: self.recalled_as,
             rows,
         }
     }
@@ -381,7 +382,7 @@ impl Session {
         self.awaits_answer = state.awaits_answer;
         self.documents.clone_from(&state.documents);
         self.reading = state.reading;
-        self.recalled_at = state.recalled_at;
+        (self.recalled_at, self.recalled_as) = (state.recalled_at, state.recalled_as);
         let refs = state.recalled.as_deref();
         self.last_recall = refs.map(|refs| self.recall_of(refs, resumed)).transpose()?;
         if let Some(recorder) = &mut self.recorder {
@@ -397,10 +398,10 @@ impl Session {
                 resumed.n_replayed += tokens.len() as u64;
                 self.read_all(tokens, origin.clone(), None)
             }
-            Event::Recall(place, refs) => {
+            Event::Recall(how, refs) => {
                 self.settle()?;
                 let recall = self.recall_of(refs, resumed)?;
-                self.insert_at(*place, recall)
+                self.insert_as(*how, recall)
             }
             Event::EndRecall => {
                 self.end_recall();

@@ -8,9 +8,12 @@ use everstream_memory::record::{self, PREFIX_BYTES};
 use everstream_memory::{BlockSizes, KvType as MemoryType, Maker, write_whole};
 use fs_err::File;
 
-use super::journal::{RecalledRef, decode_origin, decode_refs, encode_origin, encode_refs};
+use super::journal::{
+    RecalledRef, decode_insertion, decode_origin, decode_refs, encode_insertion, encode_origin,
+    encode_refs,
+};
 use crate::ingest::DocumentProgress;
-use crate::{Origin, SessionConfig, SessionError};
+use crate::{Insertion, Origin, SessionConfig, SessionError};
 
 const KIND: u8 = 1;
 const VERSION: u32 = 1;
@@ -126,6 +129,7 @@ pub(crate) struct State {
     pub(crate) open: Vec<(u32, Origin)>,
     pub(crate) recalled: Option<Vec<RecalledRef>>,
     pub(crate) recalled_at: u64,
+    pub(crate) recalled_as: Insertion,
     pub(crate) rows: Vec<u8>,
 }
 
@@ -209,6 +213,7 @@ impl State {
         to.u32s(&self.recent);
         to.f32s(&self.logits);
         to.u64(self.recalled_at);
+        encode_insertion(self.recalled_as, to);
         to.u64(self.first_open.0);
         to.u32(u32::try_from(self.open.len()).expect("fewer tokens are open than a block holds"));
         for (id, origin) in &self.open {
@@ -248,7 +253,7 @@ impl State {
         let documents: Vec<_> = (0..n_documents).map(|_| document()).collect::<Option<_>>()?;
         let reading = usize::try_from(from.u64()?).ok().filter(|&at| at < documents.len());
         let (recent, logits) = (from.u32s()?, from.f32s()?);
-        let recalled_at = from.u64()?;
+        let (recalled_at, recalled_as) = (from.u64()?, decode_insertion(&mut from)?);
         let (first_open, n_open) = (TokenPos(from.u64()?), from.u32()?);
         let mut open_token = || {
             let (id, is_words) = (from.u32()?, from.u8()? != 0);
@@ -272,6 +277,7 @@ impl State {
             open,
             recalled,
             recalled_at,
+            recalled_as,
             rows,
         })
     }

@@ -106,12 +106,13 @@ pub(super) fn policy(session: &Session) -> String {
             };
             format!(
                 "policy {name}: {} sinks + {} recalled + {} recent; strategy {}, up to {} blocks, \
-                 {place}, {order}, distance up to {}",
+                 {place} as {}, {order}, distance up to {}",
                 c.n_sink,
                 c.context_tokens,
                 c.window_tokens,
                 c.recall.strategy.name(),
                 c.recall.max_blocks,
+                c.recall.insertion.name(),
                 c.recall.gate.max_distance.map_or("any".to_owned(), |d| d.to_string()),
             )
         }
