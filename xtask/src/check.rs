@@ -13,21 +13,26 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let start = Instant::now();
     stage("formatting", || cargo(&["fmt", "--all", "--check"]))?;
     stage("structure", structure::check)?;
-    stage("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    stage("lints", || {
+        let lints = ["--all-targets", "--all-features", "--", "-D", "warnings"];
+        cargo(&[&["clippy", "--workspace"], &lints[..]].concat())
+    })?;
     stage("documentation", || {
         let mut command = command(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+        command.arg("--all-features");
         command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
         run_command(&mut command)
     })?;
-    stage("tests", || cargo(&["test", "--workspace"]))?;
+    stage("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
     stage("features alone", || {
-        cargo(&["check", "--package", "everstream-hub", "--no-default-features"])
+        cargo(&["check", "--package", "everstream-hub", "--no-default-features"])?;
+        cargo(&["check", "--workspace", "--all-targets"])
     })?;
     let models = stage_value("models", models::pull)?;
     stage("tests on real models", || {
         // Soak tests are ignored as well, and run by `cargo xtask soak`.
-        let mut command = command(&["test", "--workspace", "--", "--ignored", "--skip", "soak_"]);
-        command.envs(models.variables());
+        let mut command = command(&["test", "--workspace", "--all-features"]);
+        command.args(["--", "--ignored", "--skip", "soak_"]).envs(models.variables());
         run_command(&mut command)
     })?;
     println!("xtask: all stages passed in {:.0} s", start.elapsed().as_secs_f64());
@@ -70,6 +75,7 @@ pub(crate) enum Profile {
 /// alone would unify features differently, and compile half of the dependencies once more.
 pub(crate) fn built(program: &str, profile: Profile) -> anyhow::Result<PathBuf> {
     let mut build = command(&["build", "--quiet", "--workspace", "--bins", "--examples"]);
+    build.arg("--all-features");
     if profile == Profile::Release {
         build.arg("--release");
     }

@@ -16,6 +16,8 @@ usage: cargo xtask soak NAME
   squad     questions over streams of 40 paragraphs, by what is recalled; prints Markdown
   memory-speed
             keys and values put back against computed again; what remembering adds to reading
+  search-speed
+            exact and approximate search over N vectors
   tests     the ignored tests named soak_*";
 
 pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
@@ -24,6 +26,7 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
         ["sinks", rest @ ..] => example("sinks", rest),
         ["squad", rest @ ..] => example("squad", rest),
         ["memory-speed", rest @ ..] => example("memory_speed", rest),
+        ["search-speed", rest @ ..] => example("search_speed", rest),
         ["tests"] => {
             let models = models::pull()?;
             let mut tests =

@@ -9,10 +9,11 @@ use serde_json::Value;
 use crate::check::command;
 
 /// Crates from the bottom to the top; each may use those before it only.
-const LAYERS: [&str; 7] = [
+const LAYERS: [&str; 8] = [
     "everstream-kernels",
     "everstream-kv-cache",
     "everstream-memory",
+    "everstream-chroma",
     "everstream-model",
     "everstream-runtime",
     "everstream-hub",
@@ -21,7 +22,7 @@ const LAYERS: [&str; 7] = [
 
 /// Packages that speak HTTP, and who may use them.
 const HTTP: [&str; 6] = ["hf-hub", "ureq", "reqwest", "hyper", "axum", "tokio"];
-const MAY_USE_HTTP: [&str; 2] = ["everstream-hub", "everstream"];
+const MAY_USE_HTTP: [&str; 3] = ["everstream-chroma", "everstream-hub", "everstream"];
 
 /// Files that may contain unsafe code, besides the crate `kernels`.
 const MAY_BE_UNSAFE: [&str; 1] = ["crates/model/src/mmap.rs"];

@@ -36,6 +36,7 @@ mod matmul;
 mod pool;
 mod quant;
 mod rope;
+mod scan;
 mod simd;
 #[cfg(test)]
 mod testing;
@@ -50,4 +51,5 @@ pub use pool::Pool;
 pub use quant::packed::{GROUP, PackedMatrix};
 pub use quant::{WeightType, dequantize};
 pub use rope::{Rope, Rotation};
+pub use scan::{SCAN_GROUP, SCAN_STEP, scan, scan_index};
 pub use simd::Element;

@@ -109,7 +109,14 @@ pub use block::{Block, BlockError, BlockId, NewBlock, Role, Source};
 pub use cutter::{BlockCutter, BlockSizes, BlockSizesError};
 pub use embed::{EmbedError, Embedder, HashEmbedder, MiniLm};
 pub use gate::Gate;
-pub use index::{Distance, ExactIndex, Hit, IndexError, VectorIndex};
+#[cfg(feature = "contract")]
+pub use index::contract;
+pub use index::{
+    Distance, ExactIndex, FoundText, Hit, IndexError, MakeExact, MakeIndex, TextSource,
+    VectorIndex, normalise,
+};
+#[cfg(feature = "hnsw")]
+pub use index::{HnswIndex, MakeHnsw};
 pub use kv::{BlockKv, KvRows, KvShape, KvType, Q8Rows};
 pub use memory::{Found, Memory, MemoryConfig, MemoryError, MemoryStats};
 pub use recall::{BlockFilter, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock};

@@ -158,6 +158,8 @@ pub struct Recall {
     pub skipped: Vec<NotRecalled>,
     /// What would have been recalled and is damaged in the store, most relevant first.
     pub unreadable: Vec<NotRecalled>,
+    /// Why a server could not be searched. What it would have found is missing.
+    pub failure: Option<String>,
 }
 
 impl Recall {

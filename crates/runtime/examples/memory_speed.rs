@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use everstream_runtime::kv_cache::Place;
 use everstream_runtime::memory::{
-    BlockId, BlockStore, DiskOptions, DiskStore, Distance, Embedder, ExactIndex, HashEmbedder,
-    KvType, MiniLm, Recall, RecalledBlock, SessionFolder, VectorIndex,
+    BlockStore, DiskOptions, DiskStore, Embedder, HashEmbedder, KvType, MiniLm, Recall,
+    RecalledBlock, SessionFolder,
 };
 use everstream_runtime::model::Model;
 use everstream_runtime::{Origin, Policy, Session, SessionConfig, Storage};
@@ -39,9 +39,6 @@ fn main() -> anyhow::Result<()> {
     println!("\n{}, {} threads, {} rounds", model.config().name, model.n_threads(), ROUNDS);
     reinsertion(&model, &text)?;
     reading(&model, &encoder, &text, n_tokens)?;
-    if args.get(2).is_some() {
-        search()?;
-    }
     Ok(())
 }
 
@@ -221,27 +218,6 @@ fn reading(
         let more = 100.0 * (time / base.as_secs_f64() - 1.0);
         println!("| {label} | {:.0} | {more:+.1} % |", n_read as f64 / time);
     }
-    Ok(())
-}
-
-/// Exact search over 100,000 blocks.
-fn search() -> anyhow::Result<()> {
-    let (n, dim) = (100_000, 384);
-    let mut rng = fastrand::Rng::with_seed(1);
-    let mut vector = || -> Vec<f32> { (0..dim).map(|_| rng.f32() - 0.5).collect() };
-    let n_threads = std::thread::available_parallelism()?;
-    let mut index = ExactIndex::new(dim, Distance::Cosine)?.with_threads(n_threads);
-    for i in 0..n {
-        index.add(BlockId(i), &vector())?;
-    }
-    let query = vector();
-    let mut hits = Vec::new();
-    let times = times(&mut || {
-        let start = Instant::now();
-        index.search(&query, 10, &|_| true, &mut hits)?;
-        Ok(start.elapsed())
-    })?;
-    println!("\nexact search over {n} blocks: {} ms", ms(&times));
     Ok(())
 }
 

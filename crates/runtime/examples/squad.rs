@@ -2,8 +2,9 @@
 //! for each question about a paragraph that has left the window, and for each way to recall.
 //!
 //! `cargo xtask soak squad MODEL HALF N_STREAMS QUESTIONS_PER_STREAM SEED [ROW…]` prints a Markdown
-//! table. MODEL is `qwen` or `smollm2`; HALF is `tune` (four articles, on which settings are
-//! chosen) or `report` (the other four); rows whose label contains one of ROW are computed.
+//! table. MODEL is `qwen` or `smollm2`; HALF is `tune` (every second article: settings are chosen
+//! on these) or `report` (the others); a ROW says what the model sees, for example
+//! `nearest 2 between window=64`.
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
@@ -14,10 +15,12 @@ use anyhow::{Context, bail};
 use everstream_runtime::kv_cache::{Place, TokenPos};
 use everstream_runtime::memory::strategy::by_name;
 use everstream_runtime::memory::{
-    Embedder, Gate, Memory, MiniLm, Recall, RecallOrder, RecalledBlock, Role,
+    BlockSizes, Embedder, Gate, Memory, MiniLm, Recall, RecallOrder, RecalledBlock, Role,
 };
 use everstream_runtime::model::Model;
-use everstream_runtime::{GenerateOptions, Origin, Policy, RecallConfig, Session, SessionConfig};
+use everstream_runtime::{
+    GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session, SessionConfig, encode,
+};
 use serde::Deserialize;
 
 mod common;
@@ -63,64 +66,82 @@ enum Sees {
     /// Sinks and a window of the budget of those that recall.
     Sink,
     /// What is recalled for the question.
-    Recalled(RecallConfig),
-    /// The paragraphs that these blocks are from, whole, as far as they fit.
-    Paragraphs(RecallConfig),
-    /// All blocks of the right paragraph.
-    Gold(Place),
+    Recalled,
+    /// All blocks of the right paragraph, as far as they fit.
+    Gold,
     /// The text of what would be recalled, read in front of the question.
-    Text(RecallConfig),
-    /// As the other, with so many tokens left in the window.
-    Shrunk(usize, Box<Sees>),
+    Text,
 }
 
-fn rows() -> Vec<(String, Sees)> {
-    let recall = |strategy: &str, max_blocks| RecallConfig {
-        strategy: by_name(strategy).expect("a known strategy"),
-        max_blocks,
-        ..RecallConfig::default()
-    };
-    let mut rows = vec![
-        ("the paragraph alone (ceiling)".to_owned(), Sees::Alone),
-        ("dense: full attention over the stream".to_owned(), Sees::Dense),
-        ("sink, 4 + 812".to_owned(), Sees::Sink),
-        ("gold paragraph, near".to_owned(), Sees::Gold(Place::Near)),
-        ("gold paragraph, between".to_owned(), Sees::Gold(Place::Between)),
-    ];
-    for n in [1, 2, 3, 4] {
-        rows.push((format!("nearest {n}, near"), Sees::Recalled(recall("nearest", n))));
-    }
-    for n in [2, 4] {
-        let stream = RecallConfig { order: RecallOrder::Stream, ..recall("nearest", n) };
-        rows.push((format!("nearest {n}, near, stream order"), Sees::Recalled(stream)));
-        let between = RecallConfig { place: Place::Between, ..recall("nearest", n) };
-        rows.push((format!("nearest {n}, between"), Sees::Recalled(between)));
-        let open = RecallConfig { gate: Gate::OPEN, ..recall("nearest", n) };
-        rows.push((format!("nearest {n}, near, no gate"), Sees::Recalled(open)));
-    }
-    for n in [1, 2] {
-        let config = recall("nearest", n);
-        rows.push((format!("paragraph of nearest {n}, near"), Sees::Paragraphs(config)));
-        let config = RecallConfig { place: Place::Between, ..recall("nearest", n) };
-        rows.push((format!("paragraph of nearest {n}, between"), Sees::Paragraphs(config)));
-        rows.push((format!("text of nearest {n}"), Sees::Text(recall("nearest", n))));
-    }
-    for strategy in everstream_runtime::memory::strategy::ALL.into_iter().skip(1) {
-        for n in [2, 4] {
-            let control = ["random", "farthest", "recent"].contains(&strategy);
-            let gate = if control { Gate::OPEN } else { Gate::default() };
-            let config = RecallConfig { gate, ..recall(strategy, n) };
-            rows.push((format!("{strategy} {n}, near"), Sees::Recalled(config)));
+/// One line of the table, as its label says.
+#[derive(Clone)]
+struct Row {
+    label: String,
+    sees: Sees,
+    recall: RecallConfig,
+    /// Tokens left in the window when the question comes.
+    window: Option<usize>,
+}
+
+/// The table that is made if no rows are asked for.
+const ROWS: [&str; 21] = [
+    "alone",
+    "dense",
+    "sink",
+    "gold",
+    "gold tokens",
+    "gold repair",
+    "gold between",
+    "gold window=64",
+    "nearest 1",
+    "nearest 2",
+    "nearest 4",
+    "nearest 2 tokens",
+    "nearest 2 repair",
+    "nearest 2 between",
+    "nearest 2 stream",
+    "nearest 2 gate=2",
+    "nearest 2 window=64",
+    "hybrid 2",
+    "mmr 2",
+    "random 2 gate=2",
+    "text nearest 2",
+];
+
+impl Row {
+    /// Reads a label: `alone`, `dense`, `sink`, or what is recalled (`gold`, or a strategy and a
+    /// number of blocks), in front of it `text` if its text is read, behind it any of `between`,
+    /// `stream`, `tokens`, `repair`, `gate=D`, `neighbours=N`, `window=N`, `block=N`.
+    fn parse(label: &str) -> anyhow::Result<Self> {
+        let mut recall = RecallConfig::default();
+        let (mut sees, mut window) = (Sees::Recalled, None);
+        for word in label.split_whitespace() {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            match name {
+                "alone" => sees = Sees::Alone,
+                "dense" => sees = Sees::Dense,
+                "sink" => sees = Sees::Sink,
+                "gold" => sees = Sees::Gold,
+                "text" => sees = Sees::Text,
+                "between" => recall.place = Place::Between,
+                "stream" => recall.order = RecallOrder::Stream,
+                "tokens" => recall.insertion = Insertion::Tokens,
+                "repair" => recall.insertion = Insertion::Repair,
+                "gate" => recall.gate = Gate { max_distance: Some(value.parse()?) },
+                "neighbours" => recall.neighbours = value.parse()?,
+                "window" => window = Some(value.parse()?),
+                "block" => recall.sizes = block_sizes(value.parse()?)?,
+                _ if name.parse::<usize>().is_ok() => recall.max_blocks = name.parse()?,
+                _ => recall.strategy = by_name(name).with_context(|| format!("unknown: {name}"))?,
+            }
         }
+        Ok(Self { label: label.to_owned(), sees, recall, window })
     }
-    for n_tokens in [0, 64, 192] {
-        let shrunk = |sees| Sees::Shrunk(n_tokens, Box::new(sees));
-        let label = |what: &str| format!("{what}, window cut to {n_tokens}");
-        rows.push((label("gold paragraph, near"), shrunk(Sees::Gold(Place::Near))));
-        rows.push((label("nearest 2, near"), shrunk(Sees::Recalled(recall("nearest", 2)))));
-        rows.push((label("nearest 4, near"), shrunk(Sees::Recalled(recall("nearest", 4)))));
-    }
-    rows
+}
+
+/// Blocks of about so many tokens.
+fn block_sizes(target: usize) -> anyhow::Result<BlockSizes> {
+    Ok(BlockSizes::new(target / 4, target, target * 3 / 2)?)
 }
 
 fn main() -> anyhow::Result<()> {
@@ -138,8 +159,9 @@ fn main() -> anyhow::Result<()> {
     let encoder: Arc<dyn Embedder> = Arc::new(MiniLm::open(&minilm)?);
     let data = common::path("EVERSTREAM_TEST_DATA")?.join("squad-v2-dev.jsonl.gz");
     let records = half_of(common::records(&data)?, half)?;
-    let mut rows = rows();
-    rows.retain(|row| wanted.is_empty() || wanted.iter().any(|w| row.0.contains(w.as_str())));
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let labels = if wanted.is_empty() { &ROWS } else { &wanted[..] };
+    let rows: Vec<Row> = labels.iter().map(|label| Row::parse(label)).collect::<Result<_, _>>()?;
     let mut table: Vec<Sums> = rows.iter().map(|_| Sums::default()).collect();
     let start = Instant::now();
     for (i, stream) in streams(&records, n_streams, per_stream, seed).iter().enumerate() {
@@ -168,12 +190,12 @@ fn half_of(records: Vec<Record>, half: &str) -> anyhow::Result<Vec<Record>> {
     Ok(records.into_iter().filter(|record| number(&record.title) % 2 == rest).collect())
 }
 
-fn print_table(model: &Model, half: &str, seed: u64, rows: &[(String, Sees)], table: &[Sums]) {
+fn print_table(model: &Model, half: &str, seed: u64, rows: &[Row], table: &[Sums]) {
     let n = table.first().map_or(0.0, |sums| sums.n);
     println!("\n{}, {half}, seed {seed}, {n} questions\n", model.config().name);
     println!("| what the model sees | F1 | EM | gold paragraph recalled | tokens |");
     println!("|---|---|---|---|---|");
-    for ((label, _), s) in rows.iter().zip(table) {
+    for (Row { label, .. }, s) in rows.iter().zip(table) {
         let mean = s.f1 / s.n;
         let error = ((s.f1_squares / s.n - mean * mean) / s.n).sqrt();
         println!(
@@ -225,7 +247,8 @@ struct Stage<'a> {
     stream: &'a Stream,
     dense: Option<Session>,
     sink: Option<Session>,
-    remember: Session,
+    /// One for each size of blocks.
+    remember: Vec<(BlockSizes, Session)>,
     /// Where each paragraph lies.
     ranges: Vec<Range<u64>>,
 }
@@ -235,29 +258,48 @@ impl<'a> Stage<'a> {
         model: &'a Arc<Model>,
         encoder: &'a Arc<dyn Embedder>,
         stream: &'a Stream,
-        rows: &[(String, Sees)],
+        rows: &[Row],
     ) -> anyhow::Result<Self> {
-        let read =
-            |config| Ok::<_, anyhow::Error>(read(model, encoder, config, &stream.paragraphs)?.0);
-        let (mut dense, mut sink) = (None, None);
-        if rows.iter().any(|row| matches!(row.1, Sees::Dense)) {
-            dense = Some(read(config(Policy::Dense))?);
+        let read = |config| read(model, encoder, config, &stream.paragraphs);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for paragraph in &stream.paragraphs {
+            let n_tokens = encode(model, &format!("{paragraph}\n\n"))?.len() as u64;
+            let first = ranges.last().map_or(0, |range| range.end);
+            ranges.push(first..first + n_tokens);
         }
-        if rows.iter().any(|row| matches!(row.1, Sees::Sink)) {
-            sink = Some(read(SessionConfig { window_tokens: 812, ..config(Policy::Sink) })?);
+        let mut stage =
+            Self { model, encoder, stream, dense: None, sink: None, remember: Vec::new(), ranges };
+        for row in rows {
+            match row.sees {
+                Sees::Alone => {}
+                Sees::Dense => stage.dense = Some(read(config(Policy::Dense))?),
+                Sees::Sink => {
+                    let config = SessionConfig { window_tokens: 812, ..config(Policy::Sink) };
+                    stage.sink = Some(read(config)?);
+                }
+                _ if stage.remember.iter().any(|(sizes, _)| *sizes == row.recall.sizes) => {}
+                _ => {
+                    let config =
+                        SessionConfig { recall: row.recall.clone(), ..config(Policy::Remember) };
+                    stage.remember.push((row.recall.sizes, read(config)?));
+                }
+            }
         }
-        let (remember, ranges) =
-            self::read(model, encoder, config(Policy::Remember), &stream.paragraphs)?;
-        Ok(Self { model, encoder, stream, dense, sink, remember, ranges })
+        Ok(stage)
     }
 
-    fn ask_all(&mut self, rows: &[(String, Sees)], table: &mut [Sums]) -> anyhow::Result<()> {
+    fn ask_all(&mut self, rows: &[Row], table: &mut [Sums]) -> anyhow::Result<()> {
+        let end = self.ranges.last().map_or(0, |range| range.end);
         for (record, paragraph) in &self.stream.questions {
-            if self.ranges[*paragraph].end + RECENT > self.remember.n_tokens() {
+            if self.ranges[*paragraph].end + RECENT > end {
                 continue;
             }
-            for ((_, sees), sums) in rows.iter().zip(&mut *table) {
-                let (mut session, is_hit) = self.session(sees, record, *paragraph)?;
+            for (row, sums) in rows.iter().zip(&mut *table) {
+                let (mut session, is_hit) = self.session(row, record, *paragraph)?;
+                if let Some(n_tokens) = row.window {
+                    // What leaves now is not recalled: it was there when the question came.
+                    session.shrink_window(n_tokens)?;
+                }
                 sums.tokens += session.sections().recalled as f64;
                 let answer = answer(&mut session, &record.question)?;
                 let score = best(record, |gold| f1(&answer, gold));
@@ -274,68 +316,40 @@ impl<'a> Stage<'a> {
     /// A session that sees what a row says, and whether the right paragraph is part of that.
     fn session(
         &self,
-        sees: &Sees,
+        row: &Row,
         record: &Record,
         paragraph: usize,
     ) -> anyhow::Result<(Session, bool)> {
         let gold = self.ranges[paragraph].clone();
-        let mut session = match sees {
+        let branch = |session: &Option<Session>| -> anyhow::Result<Session> {
+            Ok(session.as_ref().context("not read")?.branch()?)
+        };
+        match row.sees {
             Sees::Alone => {
                 let alone = [self.stream.paragraphs[paragraph].clone()];
                 let read = read(self.model, self.encoder, config(Policy::Dense), &alone)?;
-                return Ok((read.0, true));
+                return Ok((read, true));
             }
-            Sees::Dense => return Ok((self.dense.as_ref().context("not read")?.branch()?, true)),
-            Sees::Sink => return Ok((self.sink.as_ref().context("not read")?.branch()?, false)),
-            _ => self.remember.branch()?,
-        };
-        let memory = session.memory().context("it remembers")?;
-        match sees {
-            Sees::Gold(place) => {
-                let recall = blocks_of(memory, &[gold])?;
-                session.set_recall(RecallConfig { place: *place, ..RecallConfig::default() });
-                session.insert(recall)?;
-                Ok((session, true))
-            }
-            Sees::Recalled(config) => {
-                session.set_recall(config.clone());
-                let is_hit = is_hit(session.recall(&record.question)?, &gold);
-                Ok((session, is_hit))
-            }
-            Sees::Paragraphs(config) => {
-                session.set_recall(config.clone());
-                let recall = session.recall(&record.question)?.clone();
-                let of = |block: &RecalledBlock| {
-                    let holds = |range: &&Range<u64>| overlap(&block.part, range);
-                    self.ranges.iter().find(holds).cloned()
-                };
-                let ranges: Vec<_> = recall.blocks.iter().filter_map(of).collect();
-                let recall = blocks_of(session.memory().context("it remembers")?, &ranges)?;
-                let is_hit = is_hit(&recall, &gold);
-                session.insert(recall)?;
-                Ok((session, is_hit))
-            }
-            Sees::Text(config) => {
-                session.set_recall(config.clone());
-                let recall = session.recall(&record.question)?.clone();
-                let text: String = recall
-                    .blocks
-                    .iter()
-                    .map(|b| format!("{}\n\n", b.block.text().trim()))
-                    .collect();
-                session.insert(Recall::default())?;
-                let tokens = session.encode(&text)?;
-                session.append(&tokens, Origin::turn(Role::Document))?;
-                Ok((session, is_hit(&recall, &gold)))
-            }
-            Sees::Shrunk(n_tokens, sees) => {
-                // What leaves now is not recalled: it was in the window when the question came.
-                let (mut session, is_hit) = self.session(sees, record, paragraph)?;
-                session.shrink_window(*n_tokens)?;
-                Ok((session, is_hit))
-            }
-            Sees::Alone | Sees::Dense | Sees::Sink => unreachable!("answered above"),
+            Sees::Dense => return Ok((branch(&self.dense)?, true)),
+            Sees::Sink => return Ok((branch(&self.sink)?, false)),
+            Sees::Gold | Sees::Recalled | Sees::Text => {}
         }
+        let of_size = self.remember.iter().find(|(sizes, _)| *sizes == row.recall.sizes);
+        let mut session = of_size.context("not read")?.1.branch()?;
+        session.set_recall(row.recall.clone());
+        if let Sees::Gold = row.sees {
+            session.insert(blocks_of(session.memory().context("it remembers")?, &gold)?)?;
+            return Ok((session, true));
+        }
+        let recall = session.recall(&record.question)?.clone();
+        if let Sees::Text = row.sees {
+            let texts = recall.blocks.iter().map(|b| format!("{}\n\n", b.block.text().trim()));
+            let text: String = texts.collect();
+            session.insert(Recall::default())?;
+            let tokens = session.encode(&text)?;
+            session.append(&tokens, Origin::turn(Role::Document))?;
+        }
+        Ok((session, is_hit(&recall, &gold)))
     }
 }
 
@@ -343,23 +357,20 @@ fn config(policy: Policy) -> SessionConfig {
     SessionConfig { policy, max_tokens: 16_384, ..SessionConfig::default() }
 }
 
-/// A session that has read the paragraphs, and where each of them lies.
+/// A session that has read the paragraphs.
 fn read(
     model: &Arc<Model>,
     encoder: &Arc<dyn Embedder>,
     config: SessionConfig,
     paragraphs: &[String],
-) -> anyhow::Result<(Session, Vec<Range<u64>>)> {
+) -> anyhow::Result<Session> {
     let mut session = Session::new(Arc::clone(model), Some(Arc::clone(encoder)), config)?;
-    let mut ranges = Vec::new();
     for paragraph in paragraphs {
-        let first = session.n_tokens();
         let tokens = session.encode(&format!("{paragraph}\n\n"))?;
         session.append(&tokens, Origin::turn(Role::Document))?;
-        ranges.push(first..session.n_tokens());
     }
     session.end_turn()?;
-    Ok((session, ranges))
+    Ok(session)
 }
 
 fn is_hit(recall: &Recall, gold: &Range<u64>) -> bool {
@@ -370,25 +381,15 @@ fn overlap(part: &Range<TokenPos>, gold: &Range<u64>) -> bool {
     part.start.0 < gold.end && gold.start < part.end.0
 }
 
-/// All blocks of some paragraphs, each in stream order, as far as they fit; what fits of the last
-/// ones goes first.
-fn blocks_of(memory: &Memory, ranges: &[Range<u64>]) -> anyhow::Result<Recall> {
-    let (mut recall, mut n_tokens) = (Recall::default(), 0);
-    let mut parts: Vec<Vec<RecalledBlock>> = Vec::new();
-    for range in ranges.iter().rev() {
-        let mut part: Vec<RecalledBlock> = Vec::new();
-        for order in 0..memory.metas().len() {
-            let meta = &memory.metas()[order];
-            let is_new = !parts.iter().chain([&part]).flatten().any(|b| b.block.id() == meta.id);
-            if overlap(&meta.range, range) && is_new && n_tokens + meta.n_tokens() <= CONTEXT_TOKENS
-            {
-                n_tokens += meta.n_tokens();
-                part.push(RecalledBlock::whole(memory.block(order)?, 0.0));
-            }
+/// All blocks of a paragraph, in stream order, as far as they fit.
+fn blocks_of(memory: &Memory, paragraph: &Range<u64>) -> anyhow::Result<Recall> {
+    let mut recall = Recall::default();
+    for (order, meta) in memory.metas().iter().enumerate() {
+        let part = &meta.range;
+        if overlap(part, paragraph) && recall.n_tokens() + meta.n_tokens() <= CONTEXT_TOKENS {
+            recall.blocks.push(RecalledBlock::whole(memory.block(order)?, 0.0));
         }
-        parts.push(part);
     }
-    recall.blocks = parts.into_iter().rev().flatten().collect();
     Ok(recall)
 }
 

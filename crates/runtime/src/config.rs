@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
 use everstream_memory::{
-    BlockFilter, BlockSizes, Gate, KvType as MemoryType, Nearest, RecallOrder, Strategy,
+    BlockFilter, BlockSizes, Gate, KvType as MemoryType, MakeExact, MakeIndex, Nearest,
+    RecallOrder, Strategy,
 };
 
 use crate::SessionError;
@@ -108,6 +109,8 @@ pub struct SessionConfig {
     pub kv_type: KvType,
     /// Storage type of keys and values in the memory, of `remember`.
     pub memory_type: MemoryType,
+    /// What `remember` finds blocks with.
+    pub index: Arc<dyn MakeIndex>,
     /// How `remember` recalls.
     pub recall: RecallConfig,
 }
@@ -171,6 +174,7 @@ impl Default for SessionConfig {
             max_tokens: 8192,
             kv_type: KvType::default(),
             memory_type: MemoryType::default(),
+            index: Arc::new(MakeExact::default()),
             recall: RecallConfig::default(),
         }
     }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::ingest::DocumentProgress;
-use crate::recorder::{Recorder, Rows};
+use crate::recorder::Recorder;
 use crate::saved::{Event, Resumed, Saved};
 use crate::{Insertion, Origin, Policy, SessionConfig, SessionError};
 use everstream_kv_cache::{CacheError, KvCache, Sections, TokenPos};
 use everstream_memory::{
-    BlockStore, Distance, Embedder, ExactIndex, KvShape, Memory, MemoryConfig, MemoryError,
-    RamStore, Recall, RecalledBlock, Role,
+    BlockStore, Embedder, KvShape, Memory, MemoryConfig, MemoryError, RamStore, Recall,
+    RecalledBlock, Role,
 };
 use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
 
@@ -601,10 +601,9 @@ fn memory(
         strategy: Arc::clone(&config.recall.strategy),
         ..MemoryConfig::new(&config.name, shape(model))
     };
-    let index = ExactIndex::new(embedder.dim(), Distance::Cosine).map_err(MemoryError::from)?;
     let n_threads = NonZeroUsize::new(model.n_threads()).unwrap_or(NonZeroUsize::MIN);
-    let index = index.with_threads(n_threads);
-    Ok(Memory::new(settings, store, Box::new(index), embedder)?)
+    let index = config.index.make(embedder.dim(), n_threads).map_err(MemoryError::from)?;
+    Ok(Memory::new(settings, store, index, embedder)?)
 }
 
 /// Shape of a model's keys and values per token.

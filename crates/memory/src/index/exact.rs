@@ -1,4 +1,4 @@
-//! The plainest index: every vector is compared with the query.
+//! The plainest index: every vector is compared with the query, most of them in 8 bits.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
@@ -6,18 +6,21 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::distance::{dot, squared_difference};
-use super::{Distance, Hit, IndexError, VectorIndex};
+use super::sketch::Sketches;
+use super::{Distance, Hit, IndexError, MakeIndex, VectorIndex};
 use crate::block::BlockId;
 
-/// Numbers that a thread should have to read, some 16 MB: starting one takes as long as a tenth of
-/// that.
-const NUMBERS_PER_THREAD: usize = 4 << 20;
+/// Bytes that a thread should have to read: starting one takes as long as a tenth of that.
+const BYTES_PER_THREAD: usize = 4 << 20;
+/// Rows that are compared in full first: what they are found at bounds what else must be.
+const N_SAMPLED: usize = 256;
 
 /// Compares the query with every vector: exact, and the oracle of approximate indexes.
 ///
-/// f32 storage, `[n_blocks, dim]` in one buffer, f32 sums. A search costs `n_blocks * dim`
-/// multiplications and reads the whole buffer, with several threads if that is large: good up to
-/// some 100,000 blocks, too slow beyond.
+/// f32 storage, `[n_blocks, dim]` in one buffer, f32 sums, and a sketch of each vector in 8 bits
+/// (`index/sketch.rs`). A search reads all sketches, with several threads if they are many, and
+/// compares in full what they cannot rule out: the same blocks at the same distances, to the bit,
+/// as comparing all. That is good up to some millions of blocks.
 /// Under cosine, vectors are scaled to unit length when they are added.
 #[derive(Clone, Debug)]
 pub struct ExactIndex {
@@ -28,7 +31,21 @@ pub struct ExactIndex {
     rows: Arc<Rows>,
 }
 
-#[derive(Clone, Debug, Default)]
+/// Makes an [`ExactIndex`] that measures so.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MakeExact(pub Distance);
+
+impl MakeIndex for MakeExact {
+    fn make(
+        &self,
+        dim: usize,
+        n_threads: NonZeroUsize,
+    ) -> Result<Box<dyn VectorIndex>, IndexError> {
+        Ok(Box::new(ExactIndex::new(dim, self.0)?.with_threads(n_threads)))
+    }
+}
+
+#[derive(Clone, Debug)]
 struct Rows {
     /// Shape `[n_blocks]`, in the order of addition.
     ids: Vec<BlockId>,
@@ -36,6 +53,7 @@ struct Rows {
     row_of: HashMap<BlockId, usize>,
     /// Shape `[n_blocks, dim]`.
     vectors: Vec<f32>,
+    sketches: Sketches,
 }
 
 impl ExactIndex {
@@ -48,7 +66,13 @@ impl ExactIndex {
         if dim == 0 {
             return Err(IndexError::ZeroDim);
         }
-        Ok(Self { distance, dim, n_threads: NonZeroUsize::MIN, rows: Arc::default() })
+        let rows = Rows {
+            ids: Vec::new(),
+            row_of: HashMap::new(),
+            vectors: Vec::new(),
+            sketches: Sketches::new(dim),
+        };
+        Ok(Self { distance, dim, n_threads: NonZeroUsize::MIN, rows: Arc::new(rows) })
     }
 
     /// Searches with up to `n_threads` threads, the caller's included; what is found does not
@@ -58,32 +82,78 @@ impl ExactIndex {
         Self { n_threads, ..self }
     }
 
-    /// Distances of all rows from `query`.
-    fn distances(&self, query: &[f32]) -> Vec<f32> {
-        let mut distances = vec![0.0; self.rows.ids.len()];
-        let n_parts =
-            self.n_threads.get().min(self.rows.vectors.len().div_ceil(NUMBERS_PER_THREAD));
-        let part_rows = distances.len().div_ceil(n_parts.max(1)).max(1);
-        let compute = |out: &mut [f32], rows: &[f32]| {
-            for (distance, row) in out.iter_mut().zip(rows.chunks_exact(self.dim)) {
-                *distance = self.between_prepared(query, row);
-            }
-        };
-        let parts =
-            distances.chunks_mut(part_rows).zip(self.rows.vectors.chunks(part_rows * self.dim));
-        std::thread::scope(|scope| {
-            let mut parts = parts.peekable();
-            while let Some((out, rows)) = parts.next() {
-                match parts.peek() {
-                    Some(_) => drop(scope.spawn(move || compute(out, rows))),
-                    None => compute(out, rows),
-                }
-            }
-        });
-        distances
+    /// For each row a number that its distance from `query` is not below.
+    fn lower_bounds(&self, query: &[f32]) -> Vec<f32> {
+        let mut bounds = vec![0.0; self.rows.ids.len()];
+        let n_parts = (bounds.len() * self.dim).div_ceil(BYTES_PER_THREAD);
+        let n_parts = self.n_threads.get().min(n_parts);
+        self.rows.sketches.lower_bounds(self.distance, query, n_parts, &mut bounds);
+        bounds
     }
 
-    fn check_dim(&self, vector: &[f32]) -> Result<(), IndexError> {
+    /// What the `n` nearest are not beyond: as far as the `n`-th of a sample. Infinite if fewer pass
+    /// the filter.
+    fn farthest(
+        &self,
+        query: &[f32],
+        n: usize,
+        bounds: &[f32],
+        filter: &dyn Fn(BlockId) -> bool,
+    ) -> f32 {
+        let n_samples = N_SAMPLED.max(2 * n);
+        let part = bounds.len().div_ceil(n_samples).max(1);
+        let lowest = |(i, part_bounds): (usize, &[f32])| {
+            let lowest =
+                (0..part_bounds.len()).min_by(|&a, &b| part_bounds[a].total_cmp(&part_bounds[b]));
+            lowest.map_or(0, |row| i * part + row)
+        };
+        let sample = bounds.chunks(part).enumerate().map(lowest);
+        let mut distances: Vec<f32> = sample
+            .filter(|&row| filter(self.rows.ids[row]))
+            .map(|row| self.between_prepared(query, self.row(row)))
+            .collect();
+        match n.checked_sub(1).filter(|&last| last < distances.len()) {
+            Some(last) => *distances.select_nth_unstable_by(last, f32::total_cmp).1,
+            None => f32::INFINITY,
+        }
+    }
+
+    /// Replaces `out` by the `n` nearest of some rows, compared one by one; `query` is
+    /// [`prepared`](Self::prepared).
+    #[cfg(feature = "hnsw")]
+    pub(super) fn nearest_of(
+        &self,
+        query: &[f32],
+        n: usize,
+        rows: impl Iterator<Item = usize>,
+        out: &mut Vec<Hit>,
+    ) {
+        let ranked = |order| {
+            let distance = self.between_prepared(query, self.row(order));
+            Ranked { distance, order }
+        };
+        let mut ranked: Vec<Ranked> = rows.map(ranked).collect();
+        ranked.sort_unstable();
+        out.clear();
+        out.extend(ranked.iter().take(n).map(|ranked| self.hit(ranked)));
+    }
+
+    /// The id of a row.
+    #[cfg(feature = "hnsw")]
+    pub(super) fn id(&self, row: usize) -> BlockId {
+        self.rows.ids[row]
+    }
+
+    fn hit(&self, ranked: &Ranked) -> Hit {
+        Hit { id: self.rows.ids[ranked.order], distance: ranked.distance }
+    }
+
+    /// A vector as it is compared.
+    pub(super) fn row(&self, row: usize) -> &[f32] {
+        &self.rows.vectors[row * self.dim..][..self.dim]
+    }
+
+    pub(super) fn check_dim(&self, vector: &[f32]) -> Result<(), IndexError> {
         if vector.len() == self.dim {
             Ok(())
         } else {
@@ -92,10 +162,14 @@ impl ExactIndex {
     }
 
     /// The vector as it is stored and compared.
-    fn prepared(&self, vector: &[f32]) -> Vec<f32> {
+    pub(super) fn prepared(&self, vector: &[f32]) -> Vec<f32> {
         match self.distance {
             Distance::L2 | Distance::InnerProduct => vector.to_vec(),
-            Distance::Cosine => unit(vector),
+            Distance::Cosine => {
+                let mut vector = vector.to_vec();
+                normalise(&mut vector);
+                vector
+            }
         }
     }
 
@@ -109,14 +183,13 @@ impl ExactIndex {
     }
 }
 
-/// `vector` at unit length; a zero vector stays zero and so ends up at cosine distance 1.
-fn unit(vector: &[f32]) -> Vec<f32> {
+/// Scales to unit length; a zero vector stays zero and so ends up at cosine distance 1.
+pub fn normalise(vector: &mut [f32]) {
     // In f64 the squares of large f32 components cannot overflow.
     let norm = vector.iter().map(|&c| f64::from(c) * f64::from(c)).sum::<f64>().sqrt();
-    if norm == 0.0 {
-        return vector.to_vec();
+    if norm != 0.0 {
+        vector.iter_mut().for_each(|c| *c = (f64::from(*c) / norm) as f32);
     }
-    vector.iter().map(|&c| (f64::from(c) / norm) as f32).collect()
 }
 
 /// Orders by distance, then by age: what a heap of the best needs to drop the worst.
@@ -151,6 +224,7 @@ impl VectorIndex for ExactIndex {
         rows.row_of.insert(id, rows.ids.len());
         rows.ids.push(id);
         rows.vectors.extend_from_slice(&row);
+        rows.sketches.push(&row);
         Ok(())
     }
 
@@ -163,10 +237,18 @@ impl VectorIndex for ExactIndex {
     ) -> Result<(), IndexError> {
         self.check_dim(query)?;
         out.clear();
+        if n == 0 {
+            return Ok(());
+        }
         let query = self.prepared(query);
-        let mut best = BinaryHeap::new();
-        for (order, distance) in self.distances(&query).into_iter().enumerate() {
-            let ranked = Ranked { distance, order };
+        let bounds = self.lower_bounds(&query);
+        let mut farthest = self.farthest(&query, n, &bounds, filter);
+        let mut best: BinaryHeap<Ranked> = BinaryHeap::new();
+        for (order, bound) in bounds.into_iter().enumerate() {
+            if bound > farthest {
+                continue;
+            }
+            let ranked = Ranked { distance: self.between_prepared(&query, self.row(order)), order };
             // The filter may be dear, so it is asked only about rows that would enter.
             let enters = best.len() < n || best.peek().is_some_and(|worst| ranked < *worst);
             if enters && filter(self.rows.ids[order]) {
@@ -174,12 +256,12 @@ impl VectorIndex for ExactIndex {
                 if best.len() > n {
                     best.pop();
                 }
+                if let Some(worst) = best.peek().filter(|_| best.len() == n) {
+                    farthest = farthest.min(worst.distance);
+                }
             }
         }
-        let nearest_first = best.into_sorted_vec();
-        out.extend(
-            nearest_first.iter().map(|r| Hit { id: self.rows.ids[r.order], distance: r.distance }),
-        );
+        out.extend(best.into_sorted_vec().iter().map(|ranked| self.hit(ranked)));
         Ok(())
     }
 
@@ -188,7 +270,7 @@ impl VectorIndex for ExactIndex {
         let rows: Vec<usize> = ids.iter().map(row).collect::<Result<_, _>>()?;
         out.clear();
         for row in rows {
-            out.extend_from_slice(&self.rows.vectors[row * self.dim..][..self.dim]);
+            out.extend_from_slice(self.row(row));
         }
         Ok(())
     }
@@ -228,25 +310,67 @@ mod tests {
         assert!(out[0].distance.abs() < 1e-5);
     }
 
-    /// Enough rows for several threads, and one too many to be shared out evenly.
+    /// As the search was before there were sketches.
+    fn compare_all(
+        index: &ExactIndex,
+        query: &[f32],
+        n: usize,
+        filter: &dyn Fn(BlockId) -> bool,
+    ) -> Vec<Hit> {
+        let query = index.prepared(query);
+        let mut all: Vec<Ranked> = (0..index.len())
+            .filter(|&order| filter(index.rows.ids[order]))
+            .map(|order| {
+                let distance = index.between_prepared(&query, index.row(order));
+                Ranked { distance, order }
+            })
+            .collect();
+        all.sort_unstable();
+        all.truncate(n);
+        all.iter().map(|ranked| index.hit(ranked)).collect()
+    }
+
+    /// Clusters, repetitions and vectors that are not numbers; more rows than are sampled, several
+    /// threads' worth, and no whole number of groups. To the bit.
     #[test]
-    fn threads_do_not_change_what_is_found() {
-        let (dim, n_rows) = (1024, 2 * NUMBERS_PER_THREAD / 1024 + 1);
-        let mut index = ExactIndex::new(dim, Distance::L2).unwrap();
-        let vector =
-            |i: usize| -> Vec<f32> { (0..dim).map(|j| ((i * 31 + j * 7) % 101) as f32).collect() };
-        for i in 0..n_rows {
-            index.add(BlockId(i as u64), &vector(i)).unwrap();
-        }
-        let search = |index: &ExactIndex| {
-            let mut out = Vec::new();
-            index.search(&vector(17), 50, &|id| id.0 % 3 != 0, &mut out).unwrap();
-            out
-        };
-        let expected = search(&index);
-        for n_threads in [2, 3, 8] {
-            let n_threads = NonZeroUsize::new(n_threads).unwrap();
-            assert_eq!(search(&index.clone().with_threads(n_threads)), expected);
+    fn sketches_rule_out_nothing_that_is_near() {
+        let mut rng = crate::rng::SplitMix64::new(3);
+        for (dim, n_rows) in
+            [(3, 700), (70, 5), (70, 2001), (1024, 2 * BYTES_PER_THREAD / 1024 + 1)]
+        {
+            let mut unit = || (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+            let centres: Vec<Vec<f32>> =
+                (0..9).map(|_| (0..dim).map(|_| unit()).collect()).collect();
+            let mut vector = |i: usize| -> Vec<f32> {
+                let spread = [0.0, 0.001, 0.1, 1.0][i % 4];
+                let centre = &centres[i % 9];
+                let mut x: Vec<f32> = centre.iter().map(|c| c + spread * unit()).collect();
+                if i.is_multiple_of(101) {
+                    x[0] = [f32::NAN, f32::INFINITY, 1e30][i % 3];
+                }
+                x
+            };
+            let rows: Vec<Vec<f32>> = (0..n_rows).map(&mut vector).collect();
+            for distance in [Distance::L2, Distance::InnerProduct, Distance::Cosine] {
+                let mut index = ExactIndex::new(dim, distance).unwrap();
+                for (i, row) in rows.iter().enumerate() {
+                    index.add(BlockId(i as u64), row).unwrap();
+                }
+                let filters: [&dyn Fn(BlockId) -> bool; 3] =
+                    [&|_| true, &|id| id.0 % 3 == 0, &|id| id.0 % 500 == 7];
+                for (i, n) in [0, 1, 2, 4, 20, 300].into_iter().enumerate() {
+                    let query = vector(7 * i + 1);
+                    let filter = filters[i % 3];
+                    let expected = compare_all(&index, &query, n, filter);
+                    for n_threads in [1, 3] {
+                        let n_threads = NonZeroUsize::new(n_threads).unwrap();
+                        let index = index.clone().with_threads(n_threads);
+                        let mut found = Vec::new();
+                        index.search(&query, n, filter, &mut found).unwrap();
+                        assert_eq!(found, expected, "{distance} {dim} {n}");
+                    }
+                }
+            }
         }
     }
 }

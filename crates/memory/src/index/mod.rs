@@ -4,19 +4,27 @@
 //! window, because it is not in the cache already) is the caller's filter, asked while searching
 //! and not after it: filtering ten found blocks could leave none.
 
-#[cfg(test)]
-pub(crate) mod contract;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 mod distance;
 mod exact;
+#[cfg(feature = "hnsw")]
+mod hnsw;
+mod sketch;
+mod texts;
 
 use std::fmt::Debug;
+use std::num::NonZeroUsize;
 
 use thiserror::Error;
 
 use crate::block::BlockId;
 
 pub use distance::Distance;
-pub use exact::ExactIndex;
+pub use exact::{ExactIndex, MakeExact, normalise};
+#[cfg(feature = "hnsw")]
+pub use hnsw::{HnswIndex, MakeHnsw};
+pub use texts::{FoundText, TextSource};
 
 /// Why an index did not do what it was asked.
 #[derive(Debug, Error)]
@@ -38,6 +46,18 @@ pub enum IndexError {
     Unknown {
         /// The block.
         id: BlockId,
+    },
+    /// A server that holds the index failed.
+    #[error("{what}")]
+    Remote {
+        /// What happened and what to do.
+        what: String,
+    },
+    /// The graph of an approximate index failed.
+    #[error("the approximate index failed: {what}")]
+    Graph {
+        /// What its library says.
+        what: String,
     },
     /// The id was added before.
     #[error("block {id} is in the index already")]
@@ -94,6 +114,16 @@ pub trait VectorIndex: Debug + Send + Sync {
     /// [`IndexError::Unknown`] for an id that was not added.
     fn vectors(&self, ids: &[BlockId], out: &mut Vec<f32>) -> Result<(), IndexError>;
 
+    /// Forgets a block's vector, where it would lie on longer than this index: the caller's filter
+    /// keeps it from being found. An unknown id is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::Remote`].
+    fn remove(&mut self, _id: BlockId) -> Result<(), IndexError> {
+        Ok(())
+    }
+
     /// Number of vectors held.
     fn len(&self) -> usize;
 
@@ -114,4 +144,15 @@ pub trait VectorIndex: Debug + Send + Sync {
     ///
     /// If what lies below cannot be shared.
     fn branch(&self) -> Result<Box<dyn VectorIndex>, IndexError>;
+}
+
+/// Makes an empty index for a session: what a session's settings say of its index.
+pub trait MakeIndex: Debug + Send + Sync {
+    /// An index of vectors with `dim` components that may use so many threads.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError`], also if it is not of that dimension.
+    fn make(&self, dim: usize, n_threads: NonZeroUsize)
+    -> Result<Box<dyn VectorIndex>, IndexError>;
 }

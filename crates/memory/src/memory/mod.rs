@@ -18,7 +18,7 @@ use crate::block::{Block, BlockId, NewBlock};
 use crate::cutter::BlockCutter;
 use crate::embed::Embedder;
 use crate::gate::Gate;
-use crate::index::{Hit, VectorIndex};
+use crate::index::{Hit, IndexError, VectorIndex};
 use crate::recall::{BlockFilter, NotRecalled, Recall, RecallRequest, RecalledBlock};
 use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
@@ -176,13 +176,19 @@ impl Memory {
         if start > end {
             return Err(MemoryError::Range { start: start.0, end: end.0 });
         }
-        let recall = if self.could_recall(request) {
-            self.flush()?;
-            let embedding = self.embed_query(request.query)?;
-            let hits = self.proposed(request, &embedding)?;
-            self.pick(request, &hits, &embedding)?
-        } else {
-            Recall::default()
+        if !self.could_recall(request) {
+            self.count(&Recall::default());
+            return Ok(Recall::default());
+        }
+        self.flush()?;
+        let embedding = self.embed_query(request.query)?;
+        let found = self.proposed(request, &embedding);
+        let recall = match found.and_then(|hits| self.pick(request, &hits, &embedding)) {
+            // A server that does not answer costs the recall, not the conversation.
+            Err(MemoryError::Index(IndexError::Remote { what })) => {
+                Recall { failure: Some(what), ..Recall::default() }
+            }
+            recall => recall?,
         };
         self.count(&recall);
         Ok(recall)
@@ -267,6 +273,7 @@ impl Memory {
         let mut forgotten = Vec::new();
         for order in orders {
             self.store.forget(order)?;
+            self.index.remove(self.store.metas()[order].id)?;
             forgotten.push(self.store.metas()[order].range.clone());
         }
         Ok(forgotten)
@@ -515,9 +522,10 @@ impl Memory {
                         if recall.n_tokens() + range_len(&part) > request.max_tokens {
                             continue;
                         }
-                        // Damaged text has no vector.
-                        if self.index.vectors(&[meta.id], &mut vector).is_err() {
-                            continue;
+                        match self.index.vectors(&[meta.id], &mut vector) {
+                            // Damaged text has no vector.
+                            Err(IndexError::Unknown { .. }) => continue,
+                            found => found?,
                         }
                         let distance = self.index.distance().between(embedding, &vector);
                         let n_blocks = recall.blocks.len();
