@@ -335,7 +335,7 @@ impl RecallArgs {
             filter: self.filter.filter(),
             every: self.recall_every,
             on_ingest: self.recall_on_ingest,
-            ..config.recall
+            ..config.recall.clone()
         };
         if let Some(memory_type) = self.memory_type {
             config.memory_type = memory_type.into();

@@ -84,7 +84,7 @@ mod tests {
                 let extreme = rng.f32() > 0.5;
                 let mut byte = || if extreme { 255 } else { (rng.f32() * 127.0) as i32 + 128 };
                 let rows: Vec<u8> = (0..n_rows * dim).map(|_| byte() as u8).collect();
-                let sign = |i: usize| if i % 3 == 0 && !extreme { -127 } else { 127 };
+                let sign = |i: usize| if i.is_multiple_of(3) && !extreme { -127 } else { 127 };
                 let query: Vec<i8> = (0..dim).map(sign).collect();
                 let product = |r| -> i32 {
                     let term = |i| i32::from(rows[scan_index(r, i, dim)]) * i32::from(query[i]);

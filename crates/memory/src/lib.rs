@@ -119,7 +119,9 @@ pub use index::{
 pub use index::{HnswIndex, MakeHnsw};
 pub use kv::{BlockKv, KvRows, KvShape, KvType, Q8Rows};
 pub use memory::{Found, Memory, MemoryConfig, MemoryError, MemoryStats};
-pub use recall::{BlockFilter, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock};
+pub use recall::{
+    BlockFilter, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock, RecalledText,
+};
 pub use store::{
     BlockMeta, BlockStore, BlockText, Compacted, DEFAULT_SEGMENT_BYTES, Damage, DiskOptions,
     DiskStore, Maker, Overlay, RamStore, SessionFolder, StoreError, check_held, check_name,

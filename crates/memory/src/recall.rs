@@ -134,6 +134,23 @@ impl RecalledBlock {
     }
 }
 
+/// A text without keys and values that comes back, or its beginning: it has to be computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecalledText {
+    /// The collection that it is from, or `pin`.
+    pub source: String,
+    /// Its name there.
+    pub id: String,
+    /// What of it is recalled.
+    pub text: String,
+    /// The same as token ids.
+    pub tokens: Vec<u32>,
+    /// Tokens that did not fit.
+    pub n_cut: usize,
+    /// Its distance from the query; 0 for what somebody asked to have in every recall.
+    pub distance: f32,
+}
+
 /// A block that was found and left where it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotRecalled {
@@ -149,6 +166,8 @@ pub struct NotRecalled {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Recall {
+    /// Texts that are not of this stream; they stand in front of the blocks.
+    pub texts: Vec<RecalledText>,
     /// What comes back, in the order that was asked for. No two parts overlap.
     pub blocks: Vec<RecalledBlock>,
     /// What the gate turned away, most relevant first.
@@ -166,7 +185,19 @@ impl Recall {
     /// Tokens that come back.
     #[must_use]
     pub fn n_tokens(&self) -> usize {
-        self.blocks.iter().map(RecalledBlock::n_tokens).sum()
+        self.n_text_tokens() + self.blocks.iter().map(RecalledBlock::n_tokens).sum::<usize>()
+    }
+
+    /// Tokens of the texts.
+    #[must_use]
+    pub fn n_text_tokens(&self) -> usize {
+        self.texts.iter().map(|text| text.tokens.len()).sum()
+    }
+
+    /// Whether nothing comes back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty() && self.blocks.is_empty()
     }
 
     /// Brings `blocks`, which stand most relevant first, into `order`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
 use everstream_memory::{
     BlockFilter, BlockSizes, Gate, KvType as MemoryType, MakeExact, MakeIndex, Nearest,
-    RecallOrder, Strategy,
+    RecallOrder, Strategy, TextSource,
 };
 
 use crate::SessionError;
@@ -135,6 +135,12 @@ pub struct RecallConfig {
     pub gate: Gate,
     /// Which blocks may be recalled at all.
     pub filter: BlockFilter,
+    /// Texts of somebody else that may be recalled besides; they are computed, since nobody has
+    /// their keys and values.
+    pub texts: Option<Arc<dyn TextSource>>,
+    /// Tokens that stay in the window when a turn has something recalled; `None` for all. Text that
+    /// a turn does not need draws attention from what was recalled for it.
+    pub window: Option<usize>,
     /// Recall again after so many tokens of an answer, for its newest tokens; 0 recalls at turns
     /// only.
     pub every: usize,
@@ -155,6 +161,8 @@ impl Default for RecallConfig {
             neighbours: 0,
             gate: Gate::default(),
             filter: BlockFilter::default(),
+            texts: None,
+            window: None,
             every: 0,
             on_ingest: false,
             sizes: BlockSizes::default(),

@@ -67,6 +67,16 @@ pub enum SessionError {
         /// Where it is in the text.
         at: usize,
     },
+    /// A text that cannot be in every recall.
+    #[error(
+        "a pinned text must not be empty, and all of them together must not be longer than {capacity} tokens, half of the recalled context; with this one they would be {n_tokens}"
+    )]
+    Pin {
+        /// Tokens of all pinned texts.
+        n_tokens: usize,
+        /// The most there may be.
+        capacity: usize,
+    },
     /// Settings that differ from those that a saved session was made with.
     #[error(
         "this session was made with a {what} of {saved}, not {asked}: leave that setting out, or use another --session"

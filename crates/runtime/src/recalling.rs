@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use everstream_kv_cache::{KvSource, Place};
-use everstream_memory::{Found, MemoryError, Recall, RecallRequest};
+use everstream_memory::{
+    Found, IndexError, MemoryError, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock,
+    RecalledText, TextSource,
+};
 use everstream_model::Sequence;
 
 use crate::recorder::Rows;
@@ -18,6 +21,11 @@ use crate::{Insertion, RecallConfig, SessionError};
 /// Source: Hu et al., "EPIC: Efficient Position-Independent Caching for Serving Large Language
 /// Models", 2024, arXiv:2410.15332, whose LegoLink does so for the first tokens of each chunk.
 pub const REPAIR_TOKENS: usize = 16;
+
+/// Of a text that must be cut, at least so many tokens are recalled.
+const MIN_TEXT_TOKENS: usize = 16;
+/// What pinned texts name as their source.
+const PIN: &str = "pin";
 
 /// How a recall entered the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,24 +58,142 @@ impl Session {
         let start = Instant::now();
         let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
         let query = if query.trim().is_empty() { self.text_of(newest) } else { query.to_owned() };
-        let mut recall = Recall::default();
+        let pins = self.pinned_texts()?;
         if let Some(recorder) = &mut self.recorder {
             recorder.settle(self.model.tokenizer(), &self.cache)?;
+            let n_pinned: usize = pins.iter().map(|text| text.tokens.len()).sum();
             let request = RecallRequest {
-                max_tokens: self.config.context_tokens,
+                max_tokens: self.config.context_tokens.saturating_sub(n_pinned),
                 max_blocks,
                 order: self.config.recall.order,
                 neighbours: self.config.recall.neighbours,
                 filter: self.config.recall.filter.clone(),
                 ..RecallRequest::new(&query, self.cache.timeline().evicted())
             };
-            recall = recorder.memory.recall(&request)?;
+            let mut recall = recorder.memory.recall(&request)?;
+            if let Some(source) = self.config.recall.texts.clone() {
+                self.add_texts(&*source, &request, &mut recall)?;
+            }
+            recall.texts.splice(0..0, pins);
             self.insert(recall)?;
         } else {
-            self.last_recall = Some(recall);
+            self.last_recall = Some(Recall::default());
         }
         self.timings.recall += start.elapsed();
         Ok(self.last_recall.get_or_insert_default())
+    }
+
+    /// Adds what `source` has of the query. Of blocks and texts the nearest stay, as many and as long
+    /// as the request says; the last text is cut where there is no more room, and says so.
+    fn add_texts(
+        &mut self,
+        source: &dyn TextSource,
+        request: &RecallRequest<'_>,
+        recall: &mut Recall,
+    ) -> Result<(), SessionError> {
+        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        if request.query.trim().is_empty() || request.max_blocks == 0 {
+            return Ok(());
+        }
+        let embedding = recorder.memory.embed_query(request.query)?;
+        let mut found = match source.search(&embedding, request.max_blocks) {
+            Ok(found) => found,
+            // A server that does not answer costs its texts, not the conversation.
+            Err(IndexError::Remote { what }) => {
+                recall.failure.get_or_insert(what);
+                return Ok(());
+            }
+            Err(error) => return Err(MemoryError::from(error).into()),
+        };
+        found.retain(|text| self.config.recall.gate.passes(text.distance));
+        let mut found = found.into_iter().peekable();
+        // The least relevant of the blocks make room for texts that are nearer.
+        while let Some(text) = found.peek() {
+            let n_items = recall.texts.len() + recall.blocks.len();
+            let room = request.max_tokens.saturating_sub(recall.n_tokens());
+            let farthest = recall.blocks.iter().map(|block| block.distance).enumerate();
+            let farthest = farthest.max_by(|a, b| a.1.total_cmp(&b.1));
+            if n_items < request.max_blocks && room >= MIN_TEXT_TOKENS {
+                let tokens = self.encode(&format!("{}\n\n", text.text.trim()))?;
+                let text = RecalledText {
+                    source: source.name().to_owned(),
+                    id: text.id.clone(),
+                    n_cut: tokens.len().saturating_sub(room),
+                    text: self.text_of(&tokens[..tokens.len().min(room)]),
+                    tokens: tokens.into_iter().take(room).collect(),
+                    distance: text.distance,
+                };
+                recall.texts.push(text);
+                found.next();
+            } else if let Some((i, _)) = farthest.filter(|block| block.1 > text.distance) {
+                let RecalledBlock { block, part, distance, .. } = recall.blocks.remove(i);
+                recall.skipped.push(NotRecalled { id: block.id(), part, distance });
+            } else {
+                break;
+            }
+        }
+        if self.config.recall.order == RecallOrder::BestLast {
+            recall.texts.reverse();
+        }
+        Ok(())
+    }
+
+    /// What somebody asked to have in every recall.
+    fn pinned_texts(&self) -> Result<Vec<RecalledText>, SessionError> {
+        let pinned = |(i, text): (usize, &String)| {
+            Ok(RecalledText {
+                source: PIN.to_owned(),
+                id: (i + 1).to_string(),
+                text: text.clone(),
+                tokens: self.pin_tokens(text)?,
+                n_cut: 0,
+                distance: 0.0,
+            })
+        };
+        self.pins.iter().enumerate().map(pinned).collect()
+    }
+
+    fn pin_tokens(&self, text: &str) -> Result<Vec<u32>, SessionError> {
+        self.encode(&format!("{}\n", text.trim()))
+    }
+
+    /// Puts a text into every recall from now on. Half of the recalled context stays for what is
+    /// found.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Pin`] if there is no room for it, or the policy recalls nothing.
+    pub fn pin(&mut self, text: &str) -> Result<(), SessionError> {
+        let capacity = if self.recorder.is_some() { self.config.context_tokens / 2 } else { 0 };
+        let mut n_tokens = self.pin_tokens(text)?.len();
+        for pin in &self.pins {
+            n_tokens += self.pin_tokens(pin)?.len();
+        }
+        if text.trim().is_empty() || n_tokens > capacity {
+            return Err(SessionError::Pin { n_tokens, capacity });
+        }
+        self.log(|| Event::Pin(text.trim().to_owned()))?;
+        self.pins.push(text.trim().to_owned());
+        Ok(())
+    }
+
+    /// Takes back a pinned text, by its number from 0; returns it, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::File`].
+    pub fn unpin(&mut self, number: usize) -> Result<Option<String>, SessionError> {
+        if number >= self.pins.len() {
+            return Ok(None);
+        }
+        self.log(|| Event::Unpin(number))?;
+        Ok(Some(self.pins.remove(number)))
+    }
+
+    /// The texts that are in every recall.
+    #[must_use]
+    pub fn pins(&self) -> &[String] {
+        &self.pins
     }
 
     /// Ends the last recall and puts blocks into the cache that somebody else chose, in the order
@@ -98,7 +224,9 @@ impl Session {
             self.last_recall = Some(recall);
             return Ok(());
         }
-        let tokens: Vec<u32> = recall.blocks.iter().flat_map(|b| b.tokens()).copied().collect();
+        let texts = recall.texts.iter().flat_map(|text| &text.tokens);
+        let tokens = texts.chain(recall.blocks.iter().flat_map(|b| b.tokens()));
+        let tokens: Vec<u32> = tokens.copied().collect();
         self.model.check_tokens(&tokens)?;
         // Tried on the positions alone, so that the last recall ends only if this one begins.
         let mut trial = self.cache.timeline().clone();
@@ -106,18 +234,19 @@ impl Session {
         trial.begin_recall(how.place, tokens.len())?;
         self.log(|| Event::recall(how, &recall))?;
         self.end_recall();
-        let rows: Vec<Rows<'_>> = recall.blocks.iter().map(Rows).collect();
-        let sources: Vec<&dyn KvSource> = rows.iter().map(|r| r as &dyn KvSource).collect();
-        match how.insertion {
-            Insertion::Kv => self.cache.recall(how.place, &sources)?,
-            Insertion::Tokens => {
-                self.cache.open_recall(tokens.len())?;
-                self.compute_recalled(&tokens, &(0..tokens.len()).collect::<Vec<_>>(), how.place)?;
-            }
-            Insertion::Repair => {
-                self.cache.recall(Place::Between, &sources)?;
-                self.compute_recalled(&tokens, &first_rows(&recall), how.place)?;
-            }
+        let computed = rows_to_compute(how.insertion, &recall);
+        if computed.len() == tokens.len() {
+            self.cache.open_recall(tokens.len())?;
+        } else {
+            let texts = Unknown { n_tokens: recall.n_text_tokens() };
+            let rows: Vec<Rows<'_>> = recall.blocks.iter().map(Rows).collect();
+            let mut sources: Vec<&dyn KvSource> = vec![&texts];
+            sources.extend(rows.iter().map(|rows| rows as &dyn KvSource));
+            let place = if computed.is_empty() { how.place } else { Place::Between };
+            self.cache.recall(place, &sources)?;
+        }
+        if !computed.is_empty() {
+            self.compute_recalled(&tokens, &computed, how.place)?;
         }
         (self.last_recall, self.recalled_at, self.recalled_as) =
             (Some(recall), self.n_tokens, how.insertion);
@@ -154,15 +283,26 @@ impl Session {
         let parts = |recall: &Recall| -> Vec<_> {
             recall.blocks.iter().map(|b| (b.block.id(), b.part.clone())).collect()
         };
+        let is_same = |last: &Recall| parts(last) == parts(recall) && last.texts == recall.texts;
         held.is_none_or(|held| held == (how.place, recall.n_tokens()))
             && self.recalled_as == how.insertion
             && self.recalled_at == self.n_tokens
-            && self.last_recall.as_ref().is_some_and(|last| parts(last) == parts(recall))
+            && self.last_recall.as_ref().is_some_and(is_same)
     }
 
     pub(crate) fn end_recall(&mut self) {
         self.cache.end_recall();
         self.last_recall = None;
+    }
+
+    /// After a recall for a turn: leaves as much of the window as the settings say, if anything was
+    /// recalled.
+    pub(crate) fn focus(&mut self) -> Result<(), SessionError> {
+        let is_recalled = self.last_recall.as_ref().is_some_and(|recall| !recall.is_empty());
+        match self.config.recall.window {
+            Some(n_tokens) if is_recalled => self.shrink_window(n_tokens),
+            _ => Ok(()),
+        }
     }
 
     /// Recalls in another way from now on. Block sizes stay those of the stream.
@@ -195,12 +335,34 @@ impl Session {
     }
 }
 
-/// The first rows of each recalled block, as rows of the recalled section.
-fn first_rows(recall: &Recall) -> Vec<usize> {
-    let (mut rows, mut start) = (Vec::new(), 0);
+/// Which rows of the recalled section nobody has keys and values of, or are to have new ones.
+fn rows_to_compute(insertion: Insertion, recall: &Recall) -> Vec<usize> {
+    let mut start = recall.n_text_tokens();
+    let mut rows: Vec<usize> = (0..start).collect();
     for block in &recall.blocks {
-        rows.extend((start..start + block.n_tokens()).take(REPAIR_TOKENS));
+        let n_computed = match insertion {
+            Insertion::Kv => 0,
+            Insertion::Tokens => block.n_tokens(),
+            Insertion::Repair => REPAIR_TOKENS.min(block.n_tokens()),
+        };
+        rows.extend(start..start + n_computed);
         start += block.n_tokens();
     }
     rows
+}
+
+/// Rows that are about to be computed.
+struct Unknown {
+    n_tokens: usize,
+}
+
+impl KvSource for Unknown {
+    fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    fn read(&self, _layer: usize, _kv_head: usize, keys: &mut [f32], values: &mut [f32]) {
+        keys.fill(0.0);
+        values.fill(0.0);
+    }
 }

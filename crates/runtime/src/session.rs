@@ -43,6 +43,8 @@ pub struct Session {
     pub(crate) recalled_at: u64,
     /// And with which keys and values.
     pub(crate) recalled_as: Insertion,
+    /// Texts that are in every recall.
+    pub(crate) pins: Vec<String>,
     /// Whether the model's turn has begun and not ended.
     pub(crate) awaits_answer: bool,
     /// How far each document was read.
@@ -124,6 +126,7 @@ impl Session {
             last_recall: None,
             recalled_at: 0,
             recalled_as: Insertion::Kv,
+            pins: Vec::new(),
             awaits_answer: false,
             documents: Vec::new(),
             reading: None,
@@ -170,6 +173,7 @@ impl Session {
         let (tokens, origin) = self.encode_user_turn(text)?;
         self.end_document()?;
         self.recall(query)?;
+        self.focus()?;
         self.begin_answer()?;
         self.append(&tokens, origin)?;
         Ok(self.last_recall.get_or_insert_default())
@@ -217,6 +221,7 @@ impl Session {
         self.append(begin, origin)?;
         let query = self.text_of(end);
         self.recall(&query)?;
+        self.focus()?;
         self.append(end, end_origin)
     }
 
@@ -341,6 +346,7 @@ impl Session {
             last_recall: self.last_recall.clone(),
             recalled_at: self.recalled_at,
             recalled_as: self.recalled_as,
+            pins: self.pins.clone(),
             awaits_answer: self.awaits_answer,
             documents: self.documents.clone(),
             reading: self.reading,

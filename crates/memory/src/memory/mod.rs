@@ -18,7 +18,7 @@ use crate::block::{Block, BlockId, NewBlock};
 use crate::cutter::BlockCutter;
 use crate::embed::Embedder;
 use crate::gate::Gate;
-use crate::index::{Hit, IndexError, VectorIndex};
+use crate::index::{Distance, Hit, IndexError, VectorIndex};
 use crate::recall::{BlockFilter, NotRecalled, Recall, RecallRequest, RecalledBlock};
 use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
@@ -297,6 +297,12 @@ impl Memory {
         self.block(self.order.get(&id).copied().unwrap_or(usize::MAX))
     }
 
+    /// How the index measures.
+    #[must_use]
+    pub fn distance(&self) -> Distance {
+        self.index.distance()
+    }
+
     /// Settings it was made with.
     #[must_use]
     pub fn config(&self) -> &MemoryConfig {
@@ -363,7 +369,12 @@ impl Memory {
         self.store.metas().get(order).is_some_and(|meta| !meta.is_forgotten)
     }
 
-    fn embed_query(&mut self, query: &str) -> Result<Vec<f32>, MemoryError> {
+    /// The embedding of a text that is no block's.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if embedding fails.
+    pub fn embed_query(&mut self, query: &str) -> Result<Vec<f32>, MemoryError> {
         Ok(self.embed(&[query])?.swap_remove(0))
     }
 

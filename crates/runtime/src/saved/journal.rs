@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use everstream_kv_cache::{Place, TokenPos};
 use everstream_memory::codec::{Decoder, Encoder};
 use everstream_memory::record::{self, Found};
-use everstream_memory::{BlockId, Recall};
+use everstream_memory::{BlockId, Recall, RecalledText};
 use fs_err::{File, OpenOptions};
 use std::io::Write;
 
@@ -26,6 +26,8 @@ const END_TURN: u8 = 5;
 const DOCUMENT: u8 = 6;
 const SHRINK_WINDOW: u8 = 7;
 const FORGET: u8 = 8;
+const PIN: u8 = 9;
+const UNPIN: u8 = 10;
 
 /// A block that is or was in the recalled section.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,13 +37,20 @@ pub(crate) struct RecalledRef {
     pub(crate) distance: f32,
 }
 
+/// What is or was in the recalled section.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct RecallRef {
+    pub(crate) texts: Vec<RecalledText>,
+    pub(crate) blocks: Vec<RecalledRef>,
+}
+
 /// One thing that happened.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// Tokens were read.
     Tokens { tokens: Vec<u32>, origin: Origin },
-    /// Blocks were recalled, in this order.
-    Recall(Reinsertion, Vec<RecalledRef>),
+    /// Texts and blocks were recalled, in this order.
+    Recall(Reinsertion, RecallRef),
     /// A recall ended and none followed.
     EndRecall,
     /// The model's turn began.
@@ -54,6 +63,10 @@ pub(crate) enum Event {
     ShrinkWindow(usize),
     /// Blocks with these tokens were forgotten.
     Forget(Range<TokenPos>),
+    /// A text is in every recall from now on.
+    Pin(String),
+    /// The pinned text of this number is so no more.
+    Unpin(usize),
 }
 
 impl Event {
@@ -62,7 +75,7 @@ impl Event {
     }
 
     pub(crate) fn recall(how: Reinsertion, recall: &Recall) -> Self {
-        Self::Recall(how, recalled_refs(recall))
+        Self::Recall(how, recall_ref(recall))
     }
 
     fn encode(&self) -> (u8, Vec<u8>) {
@@ -75,10 +88,10 @@ impl Event {
                 to.u32s(tokens);
                 TOKENS
             }
-            Self::Recall(how, blocks) => {
+            Self::Recall(how, recalled) => {
                 to.u8(u8::from(how.place == Place::Near));
                 encode_insertion(how.insertion, &mut to);
-                encode_refs(blocks, &mut to);
+                encode_recall(recalled, &mut to);
                 RECALL
             }
             Self::EndRecall => END_RECALL,
@@ -97,6 +110,14 @@ impl Event {
                 to.u64(range.end.0);
                 FORGET
             }
+            Self::Pin(text) => {
+                to.bytes(text.as_bytes());
+                PIN
+            }
+            Self::Unpin(number) => {
+                to.u64(*number as u64);
+                UNPIN
+            }
         };
         (kind, to.0)
     }
@@ -113,12 +134,14 @@ impl Event {
             RECALL => {
                 let place = if from.u8()? == 0 { Place::Between } else { Place::Near };
                 let insertion = decode_insertion(&mut from)?;
-                Self::Recall(Reinsertion { place, insertion }, decode_refs(&mut from)?)
+                Self::Recall(Reinsertion { place, insertion }, decode_recall(&mut from)?)
             }
             END_RECALL => Self::EndRecall,
             BEGIN_ANSWER => Self::BeginAnswer,
             END_TURN => Self::EndTurn,
             SHRINK_WINDOW => Self::ShrinkWindow(usize::try_from(from.u64()?).ok()?),
+            PIN => Self::Pin(from.text()?.to_owned()),
+            UNPIN => Self::Unpin(usize::try_from(from.u64()?).ok()?),
             FORGET => Self::Forget(TokenPos(from.u64()?)..TokenPos(from.u64()?)),
             DOCUMENT => Self::Document(from.take(32)?.try_into().ok()?),
             _ => return None,
@@ -128,14 +151,14 @@ impl Event {
     }
 }
 
-pub(crate) fn recalled_refs(recall: &Recall) -> Vec<RecalledRef> {
+pub(crate) fn recall_ref(recall: &Recall) -> RecallRef {
     let blocks = recall.blocks.iter();
     let to_ref = |block: &everstream_memory::RecalledBlock| RecalledRef {
         id: block.block.id(),
         part: block.part.clone(),
         distance: block.distance,
     };
-    blocks.map(to_ref).collect()
+    RecallRef { texts: recall.texts.clone(), blocks: blocks.map(to_ref).collect() }
 }
 
 pub(crate) fn encode_insertion(insertion: Insertion, to: &mut Encoder) {
@@ -147,9 +170,19 @@ pub(crate) fn decode_insertion(from: &mut Decoder<'_>) -> Option<Insertion> {
     Insertion::ALL.get(usize::from(from.u8()?)).copied()
 }
 
-pub(crate) fn encode_refs(blocks: &[RecalledRef], to: &mut Encoder) {
-    to.u32(u32::try_from(blocks.len()).expect("a recall has fewer than 2^32 blocks"));
-    for block in blocks {
+pub(crate) fn encode_recall(recall: &RecallRef, to: &mut Encoder) {
+    let n = |len| u32::try_from(len).expect("a recall has fewer than 2^32 parts");
+    to.u32(n(recall.texts.len()));
+    for text in &recall.texts {
+        to.bytes(text.source.as_bytes());
+        to.bytes(text.id.as_bytes());
+        to.bytes(text.text.as_bytes());
+        to.u32s(&text.tokens);
+        to.u64(text.n_cut as u64);
+        to.f32(text.distance);
+    }
+    to.u32(n(recall.blocks.len()));
+    for block in &recall.blocks {
         to.u64(block.id.0);
         to.u64(block.part.start.0);
         to.u64(block.part.end.0);
@@ -157,13 +190,26 @@ pub(crate) fn encode_refs(blocks: &[RecalledRef], to: &mut Encoder) {
     }
 }
 
-pub(crate) fn decode_refs(from: &mut Decoder<'_>) -> Option<Vec<RecalledRef>> {
+pub(crate) fn decode_recall(from: &mut Decoder<'_>) -> Option<RecallRef> {
+    let n = from.u32()?;
+    let mut text = || {
+        Some(RecalledText {
+            source: from.text()?.to_owned(),
+            id: from.text()?.to_owned(),
+            text: from.text()?.to_owned(),
+            tokens: from.u32s()?,
+            n_cut: usize::try_from(from.u64()?).ok()?,
+            distance: from.f32()?,
+        })
+    };
+    let texts = (0..n).map(|_| text()).collect::<Option<_>>()?;
     let n = from.u32()?;
     let mut block = || {
         let (id, part) = (BlockId(from.u64()?), TokenPos(from.u64()?)..TokenPos(from.u64()?));
         Some(RecalledRef { id, part, distance: from.f32()? })
     };
-    (0..n).map(|_| block()).collect()
+    let blocks = (0..n).map(|_| block()).collect::<Option<_>>()?;
+    Some(RecallRef { texts, blocks })
 }
 
 /// Role, source and time; not which tokens are words.
@@ -292,7 +338,17 @@ mod tests {
             Event::tokens(&[1, 2, 3], &origin.clone().with_words(1..2)),
             Event::Recall(
                 Reinsertion { place: Place::Near, insertion: Insertion::Repair },
-                vec![RecalledRef { id: BlockId(7), part, distance: 0.25 }],
+                RecallRef {
+                    texts: vec![RecalledText {
+                        source: "notes".into(),
+                        id: "a 1".into(),
+                        text: "text".into(),
+                        tokens: vec![5, 6],
+                        n_cut: 3,
+                        distance: 0.5,
+                    }],
+                    blocks: vec![RecalledRef { id: BlockId(7), part, distance: 0.25 }],
+                },
             ),
             Event::BeginAnswer,
             Event::tokens(
@@ -304,6 +360,8 @@ mod tests {
             Event::Document([9; 32]),
             Event::ShrinkWindow(64),
             Event::Forget(TokenPos(3)..TokenPos(70)),
+            Event::Pin("Her name is Oda.".into()),
+            Event::Unpin(2),
         ]
     }
 

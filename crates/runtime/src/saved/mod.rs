@@ -28,7 +28,8 @@ use everstream_model::Model;
 
 use crate::session::system_tokens;
 use crate::{Origin, Policy, Session, SessionConfig, SessionError};
-pub(crate) use journal::{Event, Journal, recalled_refs};
+pub(crate) use journal::{Event, Journal};
+use journal::{RecallRef, recall_ref};
 pub(crate) use maker::maker;
 use state::{Header, State};
 
@@ -367,7 +368,8 @@ impl Session {
             logits: self.logits.clone(),
             first_open,
             open,
-            recalled: self.last_recall.as_ref().map(recalled_refs),
+            recalled: self.last_recall.as_ref().map(recall_ref),
+            pins: self.pins.clone(),
             recalled_at: self.recalled_at,
             recalled_as: self.recalled_as,
             rows,
@@ -380,11 +382,12 @@ impl Session {
         self.recent.clone_from(&state.recent);
         self.logits.clone_from(&state.logits);
         self.awaits_answer = state.awaits_answer;
+        self.pins.clone_from(&state.pins);
         self.documents.clone_from(&state.documents);
         self.reading = state.reading;
         (self.recalled_at, self.recalled_as) = (state.recalled_at, state.recalled_as);
-        let refs = state.recalled.as_deref();
-        self.last_recall = refs.map(|refs| self.recall_of(refs, resumed)).transpose()?;
+        let recalled = state.recalled.as_ref();
+        self.last_recall = recalled.map(|r| self.recall_of(r, resumed)).transpose()?;
         if let Some(recorder) = &mut self.recorder {
             recorder.restore(state.first_open, &state.open, self.model.tokenizer());
         }
@@ -398,9 +401,9 @@ impl Session {
                 resumed.n_replayed += tokens.len() as u64;
                 self.read_all(tokens, origin.clone(), None)
             }
-            Event::Recall(how, refs) => {
+            Event::Recall(how, recalled) => {
                 self.settle()?;
-                let recall = self.recall_of(refs, resumed)?;
+                let recall = self.recall_of(recalled, resumed)?;
                 self.insert_as(*how, recall)
             }
             Event::EndRecall => {
@@ -415,18 +418,23 @@ impl Session {
             Event::Document(digest) => self.begin_document(*digest),
             Event::Forget(range) => self.forget(range).map(drop),
             Event::ShrinkWindow(n_tokens) => self.shrink_window(*n_tokens),
+            Event::Pin(text) => {
+                self.pins.push(text.clone());
+                Ok(())
+            }
+            Event::Unpin(number) => self.unpin(*number).map(drop),
         }
     }
 
     fn recall_of(
         &self,
-        refs: &[journal::RecalledRef],
+        recalled: &RecallRef,
         resumed: &mut Resumed,
     ) -> Result<Recall, SessionError> {
-        let (mut recall, Some(recorder)) = (Recall::default(), &self.recorder) else {
-            return Ok(Recall::default());
-        };
-        for of in refs {
+        let mut recall = Recall::default();
+        let Some(recorder) = &self.recorder else { return Ok(recall) };
+        recall.texts.clone_from(&recalled.texts);
+        for of in &recalled.blocks {
             match recorder.memory.block_by_id(of.id) {
                 Ok(block)
                     if of.part.start >= block.range().start

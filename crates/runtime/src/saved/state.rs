@@ -9,8 +9,8 @@ use everstream_memory::{BlockSizes, KvType as MemoryType, Maker, write_whole};
 use fs_err::File;
 
 use super::journal::{
-    RecalledRef, decode_insertion, decode_origin, decode_refs, encode_insertion, encode_origin,
-    encode_refs,
+    RecallRef, decode_insertion, decode_origin, decode_recall, encode_insertion, encode_origin,
+    encode_recall,
 };
 use crate::ingest::DocumentProgress;
 use crate::{Insertion, Origin, SessionConfig, SessionError};
@@ -127,7 +127,8 @@ pub(crate) struct State {
     pub(crate) first_open: TokenPos,
     /// Each open token, and whether it is a word.
     pub(crate) open: Vec<(u32, Origin)>,
-    pub(crate) recalled: Option<Vec<RecalledRef>>,
+    pub(crate) recalled: Option<RecallRef>,
+    pub(crate) pins: Vec<String>,
     pub(crate) recalled_at: u64,
     pub(crate) recalled_as: Insertion,
     pub(crate) rows: Vec<u8>,
@@ -223,11 +224,13 @@ impl State {
         }
         match &self.recalled {
             None => to.u8(0),
-            Some(blocks) => {
+            Some(recalled) => {
                 to.u8(1);
-                encode_refs(blocks, to);
+                encode_recall(recalled, to);
             }
         }
+        to.u32(u32::try_from(self.pins.len()).expect("fewer texts than tokens"));
+        self.pins.iter().for_each(|pin| to.bytes(pin.as_bytes()));
         to.0.extend_from_slice(&self.rows);
     }
 
@@ -263,8 +266,10 @@ impl State {
         let open = (0..n_open).map(|_| open_token()).collect::<Option<_>>()?;
         let recalled = match from.u8()? {
             0 => None,
-            _ => Some(decode_refs(&mut from)?),
+            _ => Some(decode_recall(&mut from)?),
         };
+        let n_pins = from.u32()?;
+        let pins = (0..n_pins).map(|_| from.text().map(str::to_owned)).collect::<Option<_>>()?;
         let rows = from.0.to_vec();
         Some(Self {
             timeline,
@@ -276,6 +281,7 @@ impl State {
             first_open,
             open,
             recalled,
+            pins,
             recalled_at,
             recalled_as,
             rows,
