@@ -149,6 +149,10 @@ pub(crate) struct RecallArgs {
         value_parser = distance
     )]
     pub(crate) gate: f32,
+    /// Leave only the newest N tokens in the window when a turn has something recalled; the others
+    /// leave early, and can be recalled later [default: all stay]
+    #[arg(long, value_name = "N")]
+    pub(crate) recall_window: Option<usize>,
     /// Recall again after every N tokens of an answer; 0 recalls at turns only
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) recall_every: usize,
@@ -157,9 +161,38 @@ pub(crate) struct RecallArgs {
     pub(crate) recall_on_ingest: bool,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) index: IndexArgs,
     /// Storage of keys and values in the memory [default: q8 with --session, else f16]
     #[arg(long, value_enum)]
     pub(crate) memory_type: Option<MemoryTypeArg>,
+}
+
+/// What blocks are found with.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct IndexArgs {
+    /// exact; hnsw, approximate, for millions of blocks; or chroma, a server (with --session)
+    #[arg(long, value_enum, default_value_t = IndexArg::Exact)]
+    pub(crate) index: IndexArg,
+    /// How distances are measured, as --gate means them
+    #[arg(long, value_enum, default_value_t = DistanceArg::Cosine)]
+    pub(crate) distance: DistanceArg,
+    /// Address of a Chroma server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    pub(crate) chroma_url: String,
+    /// Tenant there
+    #[arg(long, value_name = "NAME", default_value = "default_tenant")]
+    pub(crate) chroma_tenant: String,
+    /// Database there
+    #[arg(long, value_name = "NAME", default_value = "default_database")]
+    pub(crate) chroma_database: String,
+    /// Collection for the vectors of the session [default: everstream-SESSION]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) chroma_collection: Option<String>,
+    /// Collection of a Chroma server whose texts are recalled besides blocks; its vectors must be
+    /// those of all-MiniLM-L6-v2, Chroma's default
+    #[arg(long, value_name = "COLLECTION")]
+    pub(crate) recall_from: Option<String>,
 }
 
 /// Which blocks may be found.
@@ -267,6 +300,36 @@ pub(crate) enum CacheType {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IndexArg {
+    /// Every block is compared
+    Exact,
+    /// A graph of neighbours, where it is built in
+    Hnsw,
+    /// A Chroma server
+    Chroma,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DistanceArg {
+    /// Squared Euclidean
+    L2,
+    /// One minus the inner product
+    Ip,
+    /// One minus the cosine
+    Cosine,
+}
+
+impl From<DistanceArg> for Distance {
+    fn from(arg: DistanceArg) -> Self {
+        match arg {
+            DistanceArg::L2 => Self::L2,
+            DistanceArg::Ip => Self::InnerProduct,
+            DistanceArg::Cosine => Self::Cosine,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PlaceArg {
     /// Right before the newest turn
     Near,
@@ -333,6 +396,7 @@ impl RecallArgs {
             neighbours: self.neighbours,
             gate: Gate { max_distance: Some(self.gate) },
             filter: self.filter.filter(),
+            window: self.recall_window,
             every: self.recall_every,
             on_ingest: self.recall_on_ingest,
             ..config.recall.clone()

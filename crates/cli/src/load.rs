@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use everstream_chroma::{ChromaConfig, ChromaTexts, MakeChroma};
 use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind};
 use everstream_runtime::kernels::Isa;
-use everstream_runtime::memory::{DEFAULT_SEGMENT_BYTES, Embedder, KvType, MiniLm, SessionFolder};
+use everstream_runtime::memory::{
+    DEFAULT_SEGMENT_BYTES, Distance, Embedder, KvType, MakeExact, MakeIndex, MiniLm, SessionFolder,
+};
 use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{Policy, SessionConfig, Storage};
 
-use crate::args::{Common, SessionArgs};
+use crate::args::{Common, IndexArg, IndexArgs, SessionArgs};
 use crate::output;
 use crate::output::PullProgress;
 
@@ -76,6 +79,56 @@ pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Opt
         }
     };
     Ok(Some(Storage { folder, max_bytes: Some(max_bytes) }))
+}
+
+/// Adds what blocks are found with to a session's settings. `session` is its name, if it has one.
+pub(crate) fn index(
+    args: &IndexArgs,
+    session: Option<&str>,
+    encoder: Option<&dyn Embedder>,
+    config: &mut SessionConfig,
+) -> anyhow::Result<()> {
+    // Without a sentence encoder there is nothing to find.
+    let Some(encoder) = encoder else { return Ok(()) };
+    let distance = args.distance.into();
+    let chroma = ChromaConfig {
+        token: std::env::var("CHROMA_TOKEN").ok().filter(|token| !token.is_empty()),
+        tenant: args.chroma_tenant.clone(),
+        database: args.chroma_database.clone(),
+        ..ChromaConfig::new(&args.chroma_url)
+    };
+    if let Some(name) = &args.recall_from {
+        let texts = ChromaTexts::open(&chroma, name, encoder.dim(), distance, &encoder.name())?;
+        config.recall.texts = Some(Arc::new(texts));
+    }
+    config.index = match args.index {
+        IndexArg::Exact => Arc::new(MakeExact(distance)),
+        IndexArg::Hnsw => hnsw(distance)?,
+        IndexArg::Chroma => {
+            let session = session.context(
+                "--index chroma keeps vectors beyond the end of the program: give --session NAME",
+            )?;
+            let collection = args.chroma_collection.clone();
+            Arc::new(MakeChroma {
+                config: chroma,
+                collection: collection.unwrap_or_else(|| format!("everstream-{session}")),
+                distance,
+                encoder: encoder.name(),
+            })
+        }
+    };
+    Ok(())
+}
+
+#[cfg(feature = "hnsw")]
+#[expect(clippy::unnecessary_wraps, reason = "without the feature it can fail")]
+fn hnsw(distance: Distance) -> anyhow::Result<Arc<dyn MakeIndex>> {
+    Ok(Arc::new(everstream_runtime::memory::MakeHnsw(distance)))
+}
+
+#[cfg(not(feature = "hnsw"))]
+fn hnsw(_: Distance) -> anyhow::Result<Arc<dyn MakeIndex>> {
+    bail!("this program was built without it: build with --features hnsw, or use --index exact")
 }
 
 /// The files of a model, pulled if they are absent.

@@ -1,6 +1,6 @@
 //! What was recalled, for people and for programs; the same in every command.
 
-use everstream_runtime::memory::{Recall, RecalledBlock};
+use everstream_runtime::memory::{Recall, RecalledBlock, RecalledText};
 use everstream_runtime::model::Tokenizer;
 use serde_json::{Value, json};
 
@@ -17,6 +17,18 @@ pub(crate) fn note(tokenizer: &Tokenizer, recall: &Recall) {
 /// What was recalled, or why nothing was.
 pub(crate) fn lines(tokenizer: &Tokenizer, recall: &Recall) -> Vec<String> {
     let mut lines = Vec::new();
+    if let Some(failure) = &recall.failure {
+        lines.push(format!("recalled without a server: {failure}"));
+    }
+    for text in &recall.texts {
+        let cut = match text.n_cut {
+            0 => String::new(),
+            n => format!(" (without its last {n} tokens)"),
+        };
+        let words = output::first_words(&text.text, SHOWN_CHARS);
+        let RecalledText { source, id, distance, .. } = text;
+        lines.push(format!("recalled {source} {id}{cut}, distance {distance:.3}: {words}"));
+    }
     for block in &recall.blocks {
         let (start, end) = (block.part.start.0, block.part.end.0);
         let part = if block.is_partial() { " (part of a block)" } else { "" };
@@ -45,7 +57,7 @@ pub(crate) fn lines(tokenizer: &Tokenizer, recall: &Recall) -> Vec<String> {
     lines
 }
 
-/// One object for each recalled block.
+/// One object for each recalled text and block.
 pub(crate) fn json(tokenizer: &Tokenizer, recall: &Recall) -> Vec<Value> {
     let block = |block: &RecalledBlock| {
         json!({
@@ -56,7 +68,16 @@ pub(crate) fn json(tokenizer: &Tokenizer, recall: &Recall) -> Vec<Value> {
             "text": text(tokenizer, block),
         })
     };
-    recall.blocks.iter().map(block).collect()
+    let text = |text: &RecalledText| {
+        json!({
+            "source": text.source,
+            "id": text.id,
+            "partial": text.n_cut > 0,
+            "distance": text.distance,
+            "text": text.text,
+        })
+    };
+    recall.texts.iter().map(text).chain(recall.blocks.iter().map(block)).collect()
 }
 
 /// The words of what is recalled of a block.

@@ -68,6 +68,8 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     // What is kept must not depend on whether an encoder was there today.
     let asked = args.policy.or(storage.is_some().then_some(Policy::Remember));
     let encoder = load::encoder_or_sink(common, asked, &mut config)?;
+    let name = args.session.session.as_deref();
+    load::index(&args.recall.index, name, encoder.as_deref(), &mut config)?;
     let stop = Arc::new(AtomicBool::new(false));
     if is_terminal {
         // Piped input is a script's, and a script that is interrupted should end.

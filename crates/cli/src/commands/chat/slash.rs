@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use anyhow::Context;
 use everstream_runtime::kv_cache::Place;
 use everstream_runtime::memory::RecallOrder;
 use everstream_runtime::{Policy, Session};
@@ -17,6 +18,9 @@ const HELP: &str = "\
 /memory QUERY    the blocks nearest to a query, recalled or not
 /recall QUERY    the next turn recalls what is relevant to a query, and not to itself
 /forget A..B     forgets the blocks with these tokens; a recall of them ends
+/pin             texts that are in every recall
+/pin TEXT        puts a text into every recall from the next turn on
+/unpin N         takes the N-th of them back
 /quit            ends the chat, as Ctrl-D does
 Ctrl-C stops an answer. A line that begins with // is a turn that begins with /.";
 
@@ -47,6 +51,10 @@ pub(super) enum Command<'a> {
     Recall(&'a str),
     /// Still to be parsed.
     Forget(&'a str),
+    /// The text may be empty.
+    Pin(&'a str),
+    /// Still to be parsed.
+    Unpin(&'a str),
     Quit,
 }
 
@@ -60,6 +68,8 @@ pub(super) fn parse(line: &str) -> Line<'_> {
         Some("memory") => Line::Command(Command::Memory(rest.trim())),
         Some("recall") => Line::Command(Command::Recall(rest.trim())),
         Some("forget") => Line::Command(Command::Forget(rest.trim())),
+        Some("pin") => Line::Command(Command::Pin(rest.trim())),
+        Some("unpin") => Line::Command(Command::Unpin(rest.trim())),
         // The others take nothing, and would ignore it without a word.
         Some("help" | "stats" | "policy" | "quit") if !rest.is_empty() => Line::Surplus(word),
         Some("help") => Line::Command(Command::Help),
@@ -81,6 +91,12 @@ pub(super) fn run(session: &mut Session, command: Command<'_>) -> anyhow::Result
         Command::Memory(query) => search(session, query)?,
         Command::Recall(query) => recall(session, query)?,
         Command::Forget(range) => forget(session, range)?,
+        Command::Pin("") => pins(session),
+        Command::Pin(text) => {
+            session.pin(text)?;
+            pins(session)
+        }
+        Command::Unpin(number) => unpin(session, number)?,
     })
 }
 
@@ -117,6 +133,21 @@ pub(super) fn policy(session: &Session) -> String {
             )
         }
     }
+}
+
+fn pins(session: &Session) -> String {
+    if session.pins().is_empty() {
+        return "nothing is pinned: /pin TEXT puts a text into every recall".to_owned();
+    }
+    let line = |(i, text): (usize, &String)| format!("pin {}: {text}", i + 1);
+    session.pins().iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn unpin(session: &mut Session, number: &str) -> anyhow::Result<String> {
+    let place = number.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
+    let text = place.map(|place| session.unpin(place)).transpose()?.flatten();
+    let text = text.with_context(|| format!("there is no pin {number:?}: /pin lists them"))?;
+    Ok(format!("no longer pinned: {text}"))
 }
 
 fn stats(session: &Session) -> String {
