@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{models, structure};
+use crate::{chroma, models, structure};
 
 /// Runs all stages.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -29,11 +29,12 @@ pub(crate) fn run() -> anyhow::Result<()> {
         cargo(&["check", "--workspace", "--all-targets"])
     })?;
     let models = stage_value("models", models::pull)?;
+    let chroma = stage_value("a Chroma server", chroma::Server::start)?;
     stage("tests on real models", || {
         // Soak tests are ignored as well, and run by `cargo xtask soak`.
         let mut command = command(&["test", "--workspace", "--all-features"]);
         command.args(["--", "--ignored", "--skip", "soak_"]).envs(models.variables());
-        run_command(&mut command)
+        run_command(command.env("EVERSTREAM_TEST_CHROMA", &chroma.url))
     })?;
     println!("xtask: all stages passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(())

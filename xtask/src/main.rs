@@ -4,6 +4,7 @@
 //! longer. Neither installs system packages; `check` pulls the models that its tests need.
 
 mod check;
+mod chroma;
 mod models;
 mod soak;
 mod structure;

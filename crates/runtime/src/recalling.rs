@@ -58,7 +58,8 @@ impl Session {
         let start = Instant::now();
         let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
         let query = if query.trim().is_empty() { self.text_of(newest) } else { query.to_owned() };
-        let pins = self.pinned_texts()?;
+        let has_sinks = self.n_tokens >= self.config.pinned() as u64;
+        let pins = if has_sinks { self.pinned_texts()? } else { Vec::new() };
         if let Some(recorder) = &mut self.recorder {
             recorder.settle(self.model.tokenizer(), &self.cache)?;
             let n_pinned: usize = pins.iter().map(|text| text.tokens.len()).sum();
@@ -71,7 +72,7 @@ impl Session {
                 ..RecallRequest::new(&query, self.cache.timeline().evicted())
             };
             let mut recall = recorder.memory.recall(&request)?;
-            if let Some(source) = self.config.recall.texts.clone() {
+            if let Some(source) = self.config.recall.texts.clone().filter(|_| has_sinks) {
                 self.add_texts(&*source, &request, &mut recall)?;
             }
             recall.texts.splice(0..0, pins);

@@ -215,11 +215,14 @@ impl Session {
     /// As [`Session::append`].
     pub fn read_prompt(&mut self, tokens: &[u32], origin: Origin) -> Result<(), SessionError> {
         self.end_document()?;
-        let (begin, end) = tokens.split_at(tokens.len().saturating_sub(QUERY_TOKENS));
+        // Nothing can be recalled before the sinks are filled.
+        let n_sink = self.config.pinned().saturating_sub(self.n_tokens as usize);
+        let n_begin = tokens.len().saturating_sub(QUERY_TOKENS).max(n_sink).min(tokens.len());
+        let (begin, end) = tokens.split_at(n_begin);
         let mut end_origin = origin.clone();
         begin.iter().for_each(|&id| end_origin.move_past(self.model.tokenizer().token_bytes(id)));
         self.append(begin, origin)?;
-        let query = self.text_of(end);
+        let query = self.text_of(&tokens[tokens.len().saturating_sub(QUERY_TOKENS)..]);
         self.recall(&query)?;
         self.focus()?;
         self.append(end, end_origin)

@@ -159,7 +159,9 @@ fn places() -> impl Iterator<Item = SessionConfig> {
     .into_iter()
     .map(|(place, memory_type, insertion)| {
         let mut config = SessionConfig { memory_type, ..small(Policy::Remember) };
-        config.recall = RecallConfig { place, insertion, ..config.recall };
+        // Also with a window that recalls cut.
+        let window = (insertion == Insertion::Repair).then_some(20);
+        config.recall = RecallConfig { place, insertion, window, ..config.recall };
         config
     })
 }

@@ -1,0 +1,116 @@
+//! What is recalled besides blocks, and what makes room for it.
+
+#![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{session, small, story, tiny};
+use everstream_runtime::kv_cache::{KvType, Place};
+use everstream_runtime::memory::{
+    Distance, Embedder, FoundText, Gate, HashEmbedder, IndexError, Role, TextSource,
+};
+use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
+use everstream_runtime::{Origin, Policy, SessionError};
+
+/// A collection of one text.
+#[derive(Debug)]
+struct OneText {
+    text: &'static str,
+    is_down: std::sync::atomic::AtomicBool,
+}
+
+impl TextSource for OneText {
+    fn name(&self) -> &str {
+        "notes"
+    }
+
+    fn search(&self, embedding: &[f32], _: usize) -> Result<Vec<FoundText>, IndexError> {
+        if self.is_down.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(IndexError::Remote { what: "no answer".into() });
+        }
+        let own = HashEmbedder.embed(&[self.text]).unwrap().swap_remove(0);
+        let distance = Distance::Cosine.between(embedding, &own);
+        Ok(vec![FoundText { id: "n1".into(), text: self.text.into(), distance }])
+    }
+}
+
+#[test]
+fn texts_of_others_and_pins_are_recalled_in_front_of_blocks() {
+    let model = tiny("qwen2");
+    let source = Arc::new(OneText { text: "The boat is blue.", is_down: false.into() });
+    let mut config = small(Policy::Remember);
+    config.recall.texts = Some(Arc::clone(&source) as Arc<dyn TextSource>);
+    let mut session = session(&model, config);
+    // Before the sinks are filled nothing can stand behind them.
+    assert!(session.recall("the boat").unwrap().is_empty());
+    session.append(&session.encode(&story(900)).unwrap(), Origin::turn(Role::Document)).unwrap();
+    session.pin("  Her name is Oda. ").unwrap();
+    let recall = session.turn("Is the boat blue?").unwrap().clone();
+    let texts: Vec<_> = recall.texts.iter().map(|t| (t.source.as_str(), t.text.trim())).collect();
+    assert_eq!(texts, [("pin", "Her name is Oda."), ("notes", "The boat is blue.")]);
+    assert!(!recall.blocks.is_empty() && recall.failure.is_none());
+    assert_eq!(session.sections().recalled, recall.n_tokens());
+    assert!(recall.n_tokens() <= session.config().context_tokens);
+
+    source.is_down.store(true, std::sync::atomic::Ordering::Relaxed);
+    let recall = session.turn("Is the boat blue?").unwrap();
+    assert_eq!((recall.texts.len(), recall.failure.as_deref()), (1, Some("no answer")));
+    assert!(!recall.blocks.is_empty());
+
+    assert_eq!(session.unpin(1).unwrap(), None);
+    assert_eq!(session.unpin(0).unwrap().as_deref(), Some("Her name is Oda."));
+    assert!(session.turn("Is the boat blue?").unwrap().texts.is_empty());
+    for text in ["", &story(300)] {
+        assert!(matches!(session.pin(text), Err(SessionError::Pin { .. })));
+    }
+    assert!(session.pins().is_empty());
+}
+
+/// A text that is recalled is computed as if the stream began with the sinks and it. Positions are
+/// then others by the same number for all, so only rounding differs.
+#[test]
+fn a_recalled_text_is_what_reading_it_behind_the_sinks_gives() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/tiny-llama.gguf");
+    let options = ModelOptions { arithmetic: Arithmetic::F32, ..Default::default() };
+    let model = Arc::new(Model::open(&file, options).unwrap());
+    let mut config = small(Policy::Remember);
+    (config.kv_type, config.recall.place) = (KvType::F32, Place::Between);
+    config.recall.gate = Gate { max_distance: Some(-1.0) };
+    let tokens = session(&model, config.clone()).encode(&story(300)).unwrap();
+    let (sinks, rest) = tokens.split_at(config.n_sink);
+    let origin = || Origin::turn(Role::Document);
+    let mut pinned = session(&model, config.clone());
+    pinned.append(sinks, origin()).unwrap();
+    pinned.pin("Her name is Oda.").unwrap();
+    assert_eq!(pinned.recall("anything").unwrap().texts.len(), 1);
+    pinned.append(&rest[..40], origin()).unwrap();
+    let mut read = session(&model, config);
+    read.append(sinks, origin()).unwrap();
+    read.append(&read.encode("Her name is Oda.\n").unwrap(), origin()).unwrap();
+    read.append(&rest[..40], origin()).unwrap();
+    let largest = read.logits().iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    let differences = pinned.logits().iter().zip(read.logits()).map(|(a, b)| (a - b).abs());
+    let worst = differences.fold(0.0_f32, f32::max) / largest;
+    assert!(worst < 1e-5, "{worst:e}");
+}
+
+#[test]
+fn a_recall_may_leave_a_smaller_window() {
+    let model = tiny("qwen2");
+    let n_visible = |window, gate| {
+        let mut config = small(Policy::Remember);
+        (config.recall.window, config.recall.gate) = (window, gate);
+        let mut session = session(&model, config);
+        let text = session.encode(&story(900)).unwrap();
+        session.append(&text, Origin::turn(Role::Document)).unwrap();
+        session.turn("Where is the boat?").unwrap();
+        session.sections().window
+    };
+    let all = n_visible(None, Gate::OPEN);
+    assert!(n_visible(Some(0), Gate::OPEN) < all);
+    // Nothing is recalled: nothing makes way.
+    assert_eq!(n_visible(Some(0), Gate { max_distance: Some(-1.0) }), all);
+}
