@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error;
+use ureq::http::{Method, Request};
 
 /// A server that has not answered by then is taken for dead.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -149,8 +150,8 @@ pub(crate) struct Collection {
 
 /// The nearest of a query, nearest first.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Nearest {
-    pub(crate) ids: Vec<Vec<String>>,
+struct Nearest {
+    ids: Vec<Vec<String>>,
     distances: Option<Vec<Vec<Option<f32>>>>,
     documents: Option<Vec<Vec<Option<String>>>>,
     embeddings: Option<Vec<Vec<Option<Vec<f32>>>>>,
@@ -290,20 +291,15 @@ impl Chroma {
 
     /// Sends a body, or asks for what is at `url`, and reads the answer.
     fn call<T: DeserializeOwned>(&self, url: &str, body: Option<&Value>) -> Result<T, ChromaError> {
-        let token = |name: &'static str| (name, self.config.token.clone().unwrap_or_default());
-        let (header, token) = token("x-chroma-token");
+        let mut request = Request::builder().uri(url).header("content-type", "application/json");
+        if let Some(token) = &self.config.token {
+            request = request.header("x-chroma-token", token);
+        }
         let answer = match body {
-            None => {
-                let request = self.agent.get(url);
-                let request =
-                    if token.is_empty() { request } else { request.header(header, &token) };
-                request.call()
-            }
+            None => request.body(()).map_err(ureq::Error::from).and_then(|r| self.agent.run(r)),
             Some(body) => {
-                let request = self.agent.post(url).header("content-type", "application/json");
-                let request =
-                    if token.is_empty() { request } else { request.header(header, &token) };
-                request.send(body.to_string())
+                let request = request.method(Method::POST).body(body.to_string());
+                request.map_err(ureq::Error::from).and_then(|r| self.agent.run(r))
             }
         };
         let mut answer = answer.map_err(|error| self.unreachable(&error))?;

@@ -35,7 +35,6 @@ pub struct ChromaIndex {
     age_of: Arc<HashMap<BlockId, usize>>,
     /// Blocks that are not on the server, or not for this branch.
     waiting: ExactIndex,
-    waiting_ids: Vec<BlockId>,
 }
 
 /// Makes a [`ChromaIndex`].
@@ -91,40 +90,31 @@ impl ChromaIndex {
             stored: Arc::new(stored),
             age_of: Arc::default(),
             waiting,
-            waiting_ids: Vec::new(),
         })
     }
 
     /// Sends what waits. If that fails, it waits on.
     fn send(&mut self) {
-        let mut vectors = Vec::new();
-        if self.waiting.vectors(&self.waiting_ids, &mut vectors).is_err() {
-            return;
-        }
-        let rows = self.waiting_ids.iter().zip(vectors.chunks_exact(self.waiting.dim()));
         // JSON has no infinity: such a vector stays here, where it is near to nothing.
-        let (finite, rest): (Vec<_>, Vec<_>) =
-            rows.partition(|(_, vector)| vector.iter().all(|c| c.is_finite()));
-        let ids: Vec<String> = finite.iter().map(|(id, _)| id.to_string()).collect();
-        let embeddings: Vec<&[f32]> = finite.iter().map(|(_, vector)| *vector).collect();
-        let sent =
-            ids.is_empty() || self.chroma.upsert(&self.collection, &ids, &embeddings).is_ok();
-        let (dim, distance) = (self.waiting.dim(), self.waiting.distance());
-        if let (true, Ok(mut waiting)) = (sent, ExactIndex::new(dim, distance)) {
-            for (id, vector) in &rest {
-                // It was added before, so it can be.
-                let _ = waiting.add(**id, vector);
-            }
-            self.waiting_ids = rest.iter().map(|(id, _)| **id).collect();
-            self.waiting = waiting;
-            self.next_send = self.waiting_ids.len() + self.batch;
+        let is_sent = |vector: &[f32]| vector.iter().all(|c| c.is_finite());
+        let rows = self.waiting.iter().filter(|(_, vector)| is_sent(vector));
+        let (ids, embeddings): (Vec<String>, Vec<&[f32]>) =
+            rows.map(|(id, vector)| (id.to_string(), vector)).unzip();
+        if ids.is_empty() || self.chroma.upsert(&self.collection, &ids, &embeddings).is_ok() {
+            self.waiting.retain(|_, vector| !is_sent(vector));
+            self.next_send = self.waiting.len() + self.batch;
         } else {
-            self.next_send = 2 * self.waiting_ids.len();
+            self.next_send = 2 * self.waiting.len();
         }
     }
 
     fn is_known(&self, id: BlockId) -> bool {
         self.age_of.contains_key(&id)
+    }
+
+    /// Whether a block was added and is not compared here.
+    fn is_on_server(&self, id: BlockId) -> bool {
+        self.is_known(id) && !self.waiting.contains(id)
     }
 }
 
@@ -136,20 +126,16 @@ fn block_id(id: &str) -> Option<BlockId> {
 
 impl VectorIndex for ChromaIndex {
     fn add(&mut self, id: BlockId, embedding: &[f32]) -> Result<(), IndexError> {
-        if embedding.len() != self.dim() {
-            return Err(IndexError::Dim { expected: self.dim(), found: embedding.len() });
-        }
+        self.waiting.check_dim(embedding)?;
         if self.is_known(id) {
             return Err(IndexError::Duplicate { id });
         }
-        let is_stored = self.stored.contains(&id);
-        if !is_stored {
+        if !self.stored.contains(&id) {
             self.waiting.add(id, embedding)?;
-            self.waiting_ids.push(id);
         }
         let age = self.age_of.len();
         Arc::make_mut(&mut self.age_of).insert(id, age);
-        if self.sends && self.waiting_ids.len() >= self.next_send {
+        if self.sends && self.waiting.len() >= self.next_send {
             self.send();
         }
         Ok(())
@@ -163,18 +149,17 @@ impl VectorIndex for ChromaIndex {
         out: &mut Vec<Hit>,
     ) -> Result<(), IndexError> {
         self.waiting.search(query, n, filter, out)?;
-        let n_waiting = self.waiting_ids.len();
-        if n == 0 || self.age_of.len() == n_waiting || query.iter().any(|c| !c.is_finite()) {
+        if n == 0 || self.age_of.len() == self.waiting.len() || query.iter().any(|c| !c.is_finite())
+        {
             return Ok(());
         }
-        let waits: HashSet<BlockId> = self.waiting_ids.iter().copied().collect();
         let mut n_results = MIN_RESULTS.max(4 * n);
         loop {
             let rows = self.chroma.query(&self.collection, query, n_results, &["distances"])?;
             let found: Vec<Hit> = rows
                 .iter()
                 .filter_map(|row| Some(Hit { id: block_id(&row.id)?, distance: row.distance }))
-                .filter(|hit| self.is_known(hit.id) && !waits.contains(&hit.id) && filter(hit.id))
+                .filter(|hit| self.is_on_server(hit.id) && filter(hit.id))
                 .collect();
             if found.len() < n && rows.len() == n_results {
                 n_results *= 4;
@@ -195,9 +180,8 @@ impl VectorIndex for ChromaIndex {
         if let Some(&id) = ids.iter().find(|&&id| !self.is_known(id)) {
             return Err(IndexError::Unknown { id });
         }
-        let waits: HashSet<BlockId> = self.waiting_ids.iter().copied().collect();
         let there: Vec<String> =
-            ids.iter().filter(|id| !waits.contains(id)).map(BlockId::to_string).collect();
+            ids.iter().filter(|id| self.is_on_server(**id)).map(BlockId::to_string).collect();
         let mut vectors: HashMap<String, Vec<f32>> = HashMap::new();
         for ids in there.chunks(PAGE / 10) {
             let records = self.chroma.get(&self.collection, ids)?;
@@ -208,7 +192,7 @@ impl VectorIndex for ChromaIndex {
         let mut all = Vec::new();
         let mut one = Vec::new();
         for &id in ids {
-            if waits.contains(&id) {
+            if self.waiting.contains(id) {
                 self.waiting.vectors(&[id], &mut one)?;
             } else {
                 let vector = vectors.get(&id.to_string()).filter(|v| v.len() == self.dim());
@@ -225,15 +209,8 @@ impl VectorIndex for ChromaIndex {
     }
 
     fn remove(&mut self, id: BlockId) -> Result<(), IndexError> {
-        if self.waiting_ids.contains(&id) {
-            let mut waiting = ExactIndex::new(self.dim(), self.distance())?;
-            let mut vector = Vec::new();
-            self.waiting_ids.retain(|&waits| waits != id);
-            for &id in &self.waiting_ids {
-                self.waiting.vectors(&[id], &mut vector)?;
-                waiting.add(id, &vector)?;
-            }
-            self.waiting = waiting;
+        if self.waiting.contains(id) {
+            self.waiting.retain(|waits, _| waits != id);
         }
         // Another process may have sent it.
         if self.sends && self.is_known(id) {
@@ -264,7 +241,6 @@ impl VectorIndex for ChromaIndex {
             stored: Arc::clone(&self.stored),
             age_of: Arc::clone(&self.age_of),
             waiting: self.waiting.clone(),
-            waiting_ids: self.waiting_ids.clone(),
         }))
     }
 }

@@ -18,9 +18,13 @@ use crate::args::{Common, IndexArg, IndexArgs, SessionArgs};
 use crate::output;
 use crate::output::PullProgress;
 
-/// The cache folder and where models come from. The only place that reads the environment.
+/// What the environment says, if it says something. Nothing outside this file reads it.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The cache folder and where models come from.
 pub(crate) fn hub(common: &Common) -> anyhow::Result<Hub> {
-    let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
     let mut config = HubConfig::new(cache_dir(common)?);
     config.hf_endpoint = variable("HF_ENDPOINT");
     config.hf_token = variable("HF_TOKEN");
@@ -92,7 +96,7 @@ pub(crate) fn index(
     let Some(encoder) = encoder else { return Ok(()) };
     let distance = args.distance.into();
     let chroma = ChromaConfig {
-        token: std::env::var("CHROMA_TOKEN").ok().filter(|token| !token.is_empty()),
+        token: variable("CHROMA_TOKEN"),
         tenant: args.chroma_tenant.clone(),
         database: args.chroma_database.clone(),
         ..ChromaConfig::new(&args.chroma_url)

@@ -47,6 +47,8 @@ impl BlockFilter {
 pub struct RecallRequest<'a> {
     /// What is asked for; usually the newest turn. Blank text recalls nothing.
     pub query: &'a str,
+    /// Its embedding, if it is known already.
+    pub embedding: Option<&'a [f32]>,
     /// What has left the window: from the end of the sinks to the start of the window. Only this
     /// part of the stream is recalled.
     pub evicted: Range<TokenPos>,
@@ -71,6 +73,7 @@ impl<'a> RecallRequest<'a> {
     pub fn new(query: &'a str, evicted: Range<TokenPos>) -> Self {
         Self {
             query,
+            embedding: None,
             evicted,
             max_tokens: 300,
             max_blocks: 4,

@@ -18,6 +18,12 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
+    /// A number in -1 .. 1.
+    #[cfg(any(test, feature = "contract"))]
+    pub(crate) fn signed_unit(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
     /// A number below `bound`, which is not zero. The bias of the remainder is far below what
     /// a control needs: `bound` counts blocks.
     pub(crate) fn below(&mut self, bound: usize) -> usize {

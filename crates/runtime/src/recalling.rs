@@ -60,10 +60,17 @@ impl Session {
         let query = if query.trim().is_empty() { self.text_of(newest) } else { query.to_owned() };
         let has_sinks = self.n_tokens >= self.config.pinned() as u64;
         let pins = if has_sinks { self.pinned_texts()? } else { Vec::new() };
+        let searches_texts = has_sinks && max_blocks > 0 && !query.trim().is_empty();
+        let source = self.config.recall.texts.clone().filter(|_| searches_texts);
         if let Some(recorder) = &mut self.recorder {
             recorder.settle(self.model.tokenizer(), &self.cache)?;
-            let n_pinned: usize = pins.iter().map(|text| text.tokens.len()).sum();
+            let embedding = match source {
+                Some(_) => Some(recorder.memory.embed_query(&query)?),
+                None => None,
+            };
+            let n_pinned = n_tokens(&pins);
             let request = RecallRequest {
+                embedding: embedding.as_deref(),
                 max_tokens: self.config.context_tokens.saturating_sub(n_pinned),
                 max_blocks,
                 order: self.config.recall.order,
@@ -72,8 +79,8 @@ impl Session {
                 ..RecallRequest::new(&query, self.cache.timeline().evicted())
             };
             let mut recall = recorder.memory.recall(&request)?;
-            if let Some(source) = self.config.recall.texts.clone().filter(|_| has_sinks) {
-                self.add_texts(&*source, &request, &mut recall)?;
+            if let (Some(source), Some(embedding)) = (&source, &embedding) {
+                self.add_texts(&**source, embedding, &request, &mut recall)?;
             }
             recall.texts.splice(0..0, pins);
             self.insert(recall)?;
@@ -87,17 +94,13 @@ impl Session {
     /// Adds what `source` has of the query. Of blocks and texts the nearest stay, as many and as long
     /// as the request says; the last text is cut where there is no more room, and says so.
     fn add_texts(
-        &mut self,
+        &self,
         source: &dyn TextSource,
+        embedding: &[f32],
         request: &RecallRequest<'_>,
         recall: &mut Recall,
     ) -> Result<(), SessionError> {
-        let Some(recorder) = &mut self.recorder else { return Ok(()) };
-        if request.query.trim().is_empty() || request.max_blocks == 0 {
-            return Ok(());
-        }
-        let embedding = recorder.memory.embed_query(request.query)?;
-        let mut found = match source.search(&embedding, request.max_blocks) {
+        let mut found = match source.search(embedding, request.max_blocks) {
             Ok(found) => found,
             // A server that does not answer costs its texts, not the conversation.
             Err(IndexError::Remote { what }) => {
@@ -166,10 +169,7 @@ impl Session {
     /// [`SessionError::Pin`] if there is no room for it, or the policy recalls nothing.
     pub fn pin(&mut self, text: &str) -> Result<(), SessionError> {
         let capacity = if self.recorder.is_some() { self.config.context_tokens / 2 } else { 0 };
-        let mut n_tokens = self.pin_tokens(text)?.len();
-        for pin in &self.pins {
-            n_tokens += self.pin_tokens(pin)?.len();
-        }
+        let n_tokens = n_tokens(&self.pinned_texts()?) + self.pin_tokens(text)?.len();
         if text.trim().is_empty() || n_tokens > capacity {
             return Err(SessionError::Pin { n_tokens, capacity });
         }
@@ -334,6 +334,10 @@ impl Session {
     pub fn last_recall(&self) -> Option<&Recall> {
         self.last_recall.as_ref()
     }
+}
+
+fn n_tokens(texts: &[RecalledText]) -> usize {
+    texts.iter().map(|text| text.tokens.len()).sum()
 }
 
 /// Which rows of the recalled section nobody has keys and values of, or are to have new ones.

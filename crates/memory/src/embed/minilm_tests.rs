@@ -59,8 +59,7 @@ fn tokenizer() -> Value {
 
 fn random(rng: &mut SplitMix64, shape: &[usize]) -> Tensor {
     let n: usize = shape.iter().product();
-    let components: Vec<f32> =
-        (0..n).map(|_| (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
+    let components: Vec<f32> = (0..n).map(|_| rng.signed_unit()).collect();
     Tensor::from_vec(components, shape, &Device::Cpu).unwrap()
 }
 

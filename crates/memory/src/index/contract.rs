@@ -51,7 +51,7 @@ fn naive(
 }
 
 fn random_vector(rng: &mut SplitMix64, dim: usize) -> Vec<f32> {
-    (0..dim).map(|_| (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    (0..dim).map(|_| rng.signed_unit()).collect()
 }
 
 fn agrees_with_the_definition(make: Make<'_>, distance: Distance) {

@@ -56,6 +56,20 @@ struct Rows {
     sketches: Sketches,
 }
 
+impl Rows {
+    fn new(dim: usize) -> Self {
+        let (ids, vectors) = (Vec::new(), Vec::new());
+        Self { ids, row_of: HashMap::new(), vectors, sketches: Sketches::new(dim) }
+    }
+
+    fn push(&mut self, id: BlockId, row: &[f32]) {
+        self.row_of.insert(id, self.ids.len());
+        self.ids.push(id);
+        self.vectors.extend_from_slice(row);
+        self.sketches.push(row);
+    }
+}
+
 impl ExactIndex {
     /// An empty index of vectors with `dim` components.
     ///
@@ -66,13 +80,8 @@ impl ExactIndex {
         if dim == 0 {
             return Err(IndexError::ZeroDim);
         }
-        let rows = Rows {
-            ids: Vec::new(),
-            row_of: HashMap::new(),
-            vectors: Vec::new(),
-            sketches: Sketches::new(dim),
-        };
-        Ok(Self { distance, dim, n_threads: NonZeroUsize::MIN, rows: Arc::new(rows) })
+        let rows = Arc::new(Rows::new(dim));
+        Ok(Self { distance, dim, n_threads: NonZeroUsize::MIN, rows })
     }
 
     /// Searches with up to `n_threads` threads, the caller's included; what is found does not
@@ -80,6 +89,37 @@ impl ExactIndex {
     #[must_use]
     pub fn with_threads(self, n_threads: NonZeroUsize) -> Self {
         Self { n_threads, ..self }
+    }
+
+    /// Whether a block was added.
+    #[must_use]
+    pub fn contains(&self, id: BlockId) -> bool {
+        self.rows.row_of.contains_key(&id)
+    }
+
+    /// All blocks with their vectors, as they are compared, in the order of addition.
+    pub fn iter(&self) -> impl Iterator<Item = (BlockId, &[f32])> {
+        self.rows.ids.iter().copied().zip(self.rows.vectors.chunks_exact(self.dim))
+    }
+
+    /// Keeps the blocks of which `keep` says so.
+    pub fn retain(&mut self, keep: impl Fn(BlockId, &[f32]) -> bool) {
+        let mut rows = Rows::new(self.dim);
+        self.iter().filter(|(id, row)| keep(*id, row)).for_each(|(id, row)| rows.push(id, row));
+        self.rows = Arc::new(rows);
+    }
+
+    /// Checks the length of a vector.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::Dim`].
+    pub fn check_dim(&self, vector: &[f32]) -> Result<(), IndexError> {
+        if vector.len() == self.dim {
+            Ok(())
+        } else {
+            Err(IndexError::Dim { expected: self.dim, found: vector.len() })
+        }
     }
 
     /// For each row a number that its distance from `query` is not below.
@@ -153,14 +193,6 @@ impl ExactIndex {
         &self.rows.vectors[row * self.dim..][..self.dim]
     }
 
-    pub(super) fn check_dim(&self, vector: &[f32]) -> Result<(), IndexError> {
-        if vector.len() == self.dim {
-            Ok(())
-        } else {
-            Err(IndexError::Dim { expected: self.dim, found: vector.len() })
-        }
-    }
-
     /// The vector as it is stored and compared.
     pub(super) fn prepared(&self, vector: &[f32]) -> Vec<f32> {
         match self.distance {
@@ -216,15 +248,11 @@ impl PartialOrd for Ranked {
 impl VectorIndex for ExactIndex {
     fn add(&mut self, id: BlockId, embedding: &[f32]) -> Result<(), IndexError> {
         self.check_dim(embedding)?;
-        if self.rows.row_of.contains_key(&id) {
+        if self.contains(id) {
             return Err(IndexError::Duplicate { id });
         }
         let row = self.prepared(embedding);
-        let rows = Arc::make_mut(&mut self.rows);
-        rows.row_of.insert(id, rows.ids.len());
-        rows.ids.push(id);
-        rows.vectors.extend_from_slice(&row);
-        rows.sketches.push(&row);
+        Arc::make_mut(&mut self.rows).push(id, &row);
         Ok(())
     }
 
@@ -338,7 +366,7 @@ mod tests {
         for (dim, n_rows) in
             [(3, 700), (70, 5), (70, 2001), (1024, 2 * BYTES_PER_THREAD / 1024 + 1)]
         {
-            let mut unit = || (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+            let mut unit = || rng.signed_unit();
             let centres: Vec<Vec<f32>> =
                 (0..9).map(|_| (0..dim).map(|_| unit()).collect()).collect();
             let mut vector = |i: usize| -> Vec<f32> {

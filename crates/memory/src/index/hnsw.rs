@@ -128,16 +128,16 @@ impl VectorIndex for HnswIndex {
             return self.exact.search(query, n, filter, out);
         }
         self.exact.check_dim(query)?;
-        let query = self.exact.prepared(query);
+        let prepared = self.exact.prepared(query);
         let passes = |row: u64| filter(self.exact.id(row as usize));
-        let found = self.graph.index.filtered_search(&query, n_candidates, passes);
+        let found = self.graph.index.filtered_search(&prepared, n_candidates, passes);
         let found = found.map_err(graph_error)?.keys;
         if found.len() < n {
-            return self.exact.search(&query, n, filter, out);
+            return self.exact.search(query, n, filter, out);
         }
         let rest = (n_rows..self.exact.len()).filter(|&row| filter(self.exact.id(row)));
         let rows = found.into_iter().map(|row| row as usize).chain(rest);
-        self.exact.nearest_of(&query, n, rows, out);
+        self.exact.nearest_of(&prepared, n, rows, out);
         Ok(())
     }
 
@@ -165,7 +165,7 @@ impl VectorIndex for HnswIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::contract;
+    use crate::index::{contract, normalise};
     use crate::rng::SplitMix64;
 
     #[test]
@@ -175,12 +175,12 @@ mod tests {
 
     /// Vectors around centres, as texts about a few subjects have; unit length under cosine only.
     fn clustered(rng: &mut SplitMix64, n: usize, dim: usize) -> Vec<Vec<f32>> {
-        let mut unit = || (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let mut unit = || rng.signed_unit();
         let centres: Vec<Vec<f32>> = (0..40).map(|_| (0..dim).map(|_| unit()).collect()).collect();
         let mut vector = |i: usize| -> Vec<f32> {
-            let x: Vec<f32> = centres[i * 7 % 40].iter().map(|c| c + 0.7 * unit()).collect();
-            let norm = x.iter().map(|c| c * c).sum::<f32>().sqrt();
-            x.iter().map(|c| c / norm).collect()
+            let mut x: Vec<f32> = centres[i * 7 % 40].iter().map(|c| c + 0.7 * unit()).collect();
+            normalise(&mut x);
+            x
         };
         (0..n).map(&mut vector).collect()
     }

@@ -145,6 +145,7 @@ struct Sketched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::normalise;
     use crate::rng::SplitMix64;
 
     /// Random vectors, sparse ones, long ones, equal ones, and such as have no direction or no
@@ -154,7 +155,7 @@ mod tests {
         let mut rng = SplitMix64::new(1);
         for dim in [1, 3, 4, 7, 64, 384] {
             let mut vector = |kind: usize| -> Vec<f32> {
-                let mut unit = || (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+                let mut unit = || rng.signed_unit();
                 let x: Vec<f32> = (0..dim).map(|_| unit()).collect();
                 match kind % 7 {
                     0 | 1 => x,
@@ -187,10 +188,9 @@ mod tests {
     fn bounds_are_close() {
         let mut rng = SplitMix64::new(2);
         let mut unit = || -> Vec<f32> {
-            let x: Vec<f32> =
-                (0..384).map(|_| (rng.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
-            let norm = x.iter().map(|c| c * c).sum::<f32>().sqrt();
-            x.iter().map(|c| c / norm).collect()
+            let mut x: Vec<f32> = (0..384).map(|_| rng.signed_unit()).collect();
+            normalise(&mut x);
+            x
         };
         let vectors: Vec<_> = (0..100).map(|_| unit()).collect();
         let mut sketches = Sketches::new(384);

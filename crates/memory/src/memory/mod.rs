@@ -181,7 +181,10 @@ impl Memory {
             return Ok(Recall::default());
         }
         self.flush()?;
-        let embedding = self.embed_query(request.query)?;
+        let embedding = match request.embedding {
+            Some(embedding) => embedding.to_vec(),
+            None => self.embed_query(request.query)?,
+        };
         let found = self.proposed(request, &embedding);
         let recall = match found.and_then(|hits| self.pick(request, &hits, &embedding)) {
             // A server that does not answer costs the recall, not the conversation.
