@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
-    BlockFilter, Distance, Gate, KvType as MemoryType, RecallOrder, Role, Strategy,
+    BlockFilter, Distance, Gate, KvType as MemoryType, Neighbours, RecallOrder, Role, Strategy,
 };
 use everstream_runtime::{Insertion, Policy, RecallConfig, SamplerConfig, SessionConfig};
 
@@ -137,9 +137,10 @@ pub(crate) struct RecallArgs {
     /// Blocks recalled at most
     #[arg(long, value_name = "N", default_value_t = RecallConfig::default().max_blocks)]
     pub(crate) recall_blocks: usize,
-    /// Blocks that come with each of them, before and after it, as far as they fit
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) neighbours: usize,
+    /// What comes with each of them, as far as it fits: so many blocks before and after it, or the
+    /// `paragraph` or turn that it is part of
+    #[arg(long, value_name = "N|paragraph", default_value = "0", value_parser = neighbours)]
+    pub(crate) neighbours: Neighbours,
     /// Cosine distance above which nothing is recalled; 2 lets everything pass
     #[arg(
         long,
@@ -149,8 +150,8 @@ pub(crate) struct RecallArgs {
         value_parser = distance
     )]
     pub(crate) gate: f32,
-    /// Leave only the newest N tokens in the window when a turn has something recalled; the others
-    /// leave early, and can be recalled later [default: all stay]
+    /// A turn that has something recalled sees only the newest N tokens of the window besides; the
+    /// others can be recalled, and are seen again by the next turn [default: it sees all]
     #[arg(long, value_name = "N")]
     pub(crate) recall_window: Option<usize>,
     /// Recall again after every N tokens of an answer; 0 recalls at turns only
@@ -279,6 +280,10 @@ fn strategy(name: &str) -> Result<Arc<dyn Strategy>, String> {
     let all = everstream_runtime::memory::strategy::ALL;
     let found = everstream_runtime::memory::strategy::by_name(name);
     found.ok_or_else(|| format!("use {}", all.join(", ")))
+}
+
+fn neighbours(name: &str) -> Result<Neighbours, String> {
+    Neighbours::by_name(name).ok_or_else(|| "use a number of blocks, or paragraph".to_owned())
 }
 
 /// As many threads as any machine has cores.

@@ -188,9 +188,10 @@ impl KvCache {
         self.n_appended = 0;
     }
 
-    /// Evicts all tokens before `token`, whatever the policy would keep.
-    pub fn evict_before(&mut self, token: TokenPos) {
-        self.timeline.evict_before(token);
+    /// Hides the tokens of the window before `token` until the recall ends:
+    /// [`Timeline::hide_before`].
+    pub fn hide_before(&mut self, token: TokenPos) {
+        self.timeline.hide_before(token);
     }
 
     /// Reads un-rotated keys and values of tokens that are still held, for one head of one layer:

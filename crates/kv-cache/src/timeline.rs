@@ -52,7 +52,7 @@ pub struct Sections {
     pub clusters: usize,
     /// Recalled context.
     pub recalled: usize,
-    /// Tokens of the window that the next query will see.
+    /// Tokens of the window that the next query will see: those that are hidden do not count.
     pub window: usize,
 }
 
@@ -61,11 +61,11 @@ pub struct Sections {
 #[expect(missing_docs, reason = "the fields are those of the timeline, whose docs explain them")]
 pub struct TimelineState {
     pub next: TokenPos,
-    pub floor: TokenPos,
     pub shift: u64,
     /// The first token after opened positions, and how many they are.
     pub gap: Option<(TokenPos, usize)>,
     pub recalled: Option<(Place, usize)>,
+    pub hidden_before: TokenPos,
 }
 
 /// Up to [`Spans::MAX`] spans, without allocation.
@@ -123,11 +123,11 @@ pub struct Timeline {
     chunk_tokens: usize,
     /// Length of the stream.
     next: TokenPos,
-    /// Tokens before this one (and after the sinks) were evicted on purpose.
-    floor: TokenPos,
     shift: u64,
     gap: Option<Gap>,
     recalled: Option<Recalled>,
+    /// Tokens before this one (and after the sinks) are not seen while something is recalled.
+    hidden_before: TokenPos,
 }
 
 impl Timeline {
@@ -161,10 +161,10 @@ impl Timeline {
             recall_tokens,
             chunk_tokens,
             next: TokenPos(0),
-            floor: TokenPos(0),
             shift: 0,
             gap: None,
             recalled: None,
+            hidden_before: TokenPos(0),
         })
     }
 
@@ -204,10 +204,10 @@ impl Timeline {
         self.policy.n_sink() + self.recall_tokens + self.ring_slots()
     }
 
-    /// Tokens that have left: those between the sinks and what the next query sees.
+    /// Tokens that have left: those between the sinks and the window. Hidden ones have not.
     #[must_use]
     pub fn evicted(&self) -> Range<TokenPos> {
-        let oldest = self.oldest_visible(self.next);
+        let oldest = self.oldest_kept(self.next);
         self.first_of_window().min(oldest)..oldest
     }
 
@@ -253,14 +253,14 @@ impl Timeline {
         let limit = n_tokens.min(self.chunk_tokens);
         let Some(gap) = self.gap else { return limit };
         // The first token is exempt: `begin` moves the recall before it, if that is due.
-        (1..limit).find(|&i| self.oldest_visible(self.next.after(i)) >= gap.at).unwrap_or(limit)
+        (1..limit).find(|&i| self.oldest_kept(self.next.after(i)) >= gap.at).unwrap_or(limit)
     }
 
     /// Whether the window has passed a recall `near`, which must now move: see
     /// [`Timeline::move_between`].
     #[must_use]
     pub fn is_move_due(&self) -> bool {
-        self.gap.is_some_and(|gap| self.oldest_visible(self.next) >= gap.at)
+        self.gap.is_some_and(|gap| self.oldest_kept(self.next) >= gap.at)
     }
 
     /// Makes the recalled tokens stand `between`; their keys must then be rotated at
@@ -345,10 +345,10 @@ impl Timeline {
     pub fn state(&self) -> TimelineState {
         TimelineState {
             next: self.next,
-            floor: self.floor,
             shift: self.shift,
             gap: self.gap.map(|gap| (gap.at, gap.len)),
             recalled: self.recalled.map(|recalled| (recalled.place, recalled.len)),
+            hidden_before: self.hidden_before,
         }
     }
 
@@ -358,25 +358,30 @@ impl Timeline {
     ///
     /// [`CacheError::State`] for one that a timeline of this configuration cannot be in.
     pub fn restore(&mut self, state: &TimelineState) -> Result<(), CacheError> {
-        let TimelineState { next, floor, shift, gap, recalled } = *state;
+        let TimelineState { next, shift, gap, recalled, hidden_before } = *state;
         let fits = recalled.is_none_or(|(_, len)| {
             len > 0 && len <= self.recall_tokens && next >= self.first_of_window()
         });
         let is_gap_right = gap.is_none_or(|(at, len)| {
             recalled == Some((Place::Near, len)) && at <= next && len as u64 <= shift
         });
+        let can_hide = match (recalled, gap) {
+            (None, _) => hidden_before == TokenPos(0),
+            (Some(_), Some((at, _))) => hidden_before <= at,
+            (Some(_), None) => hidden_before <= next,
+        };
         // Positions are added to each other; far below the limit nothing wraps.
         let is_small = next.0 < 1 << 62 && shift < 1 << 62;
         let is_full = !self.policy.evicts()
             && next.0 > (self.policy.n_sink() + self.policy.window_tokens()) as u64;
-        if !fits || !is_gap_right || !is_small || is_full || floor > next {
+        if !fits || !is_gap_right || !can_hide || !is_small || is_full {
             return Err(CacheError::State { n_tokens: next.0 });
         }
         self.next = next;
-        self.floor = floor;
         self.shift = shift;
         self.gap = gap.map(|(at, len)| Gap { at, len });
         self.recalled = recalled.map(|(place, len)| Recalled { place, len });
+        self.hidden_before = hidden_before;
         Ok(())
     }
 
@@ -385,7 +390,7 @@ impl Timeline {
         let Sections { sinks, recalled, .. } = self.sections();
         let sinks = (0..sinks).map(|i| self.slot(TokenPos(i as u64)));
         let recalled = (0..recalled).map(|i| self.recalled_slot(i));
-        let oldest = self.oldest_visible(self.next);
+        let oldest = self.oldest_kept(self.next);
         let window = (0..self.next.since(oldest)).map(move |i| self.slot(oldest.after(i)));
         sinks.chain(recalled).chain(window)
     }
@@ -395,9 +400,13 @@ impl Timeline {
         self.next = self.next.after(n_tokens);
     }
 
-    /// Evicts all tokens before `token`, whatever the policy would keep.
-    pub fn evict_before(&mut self, token: TokenPos) {
-        self.floor = self.floor.max(token.min(self.next));
+    /// Hides the tokens of the window before `token` until the recall ends; without one, nothing.
+    /// They keep their rows, and are seen again afterwards. What follows a recall `near` is never
+    /// hidden: there is no hole between a query and what was recalled for it.
+    pub fn hide_before(&mut self, token: TokenPos) {
+        if self.recalled.is_some() {
+            self.hidden_before = token.min(self.gap.map_or(self.next, |gap| gap.at));
+        }
     }
 
     /// Opens the recalled section for `len` tokens.
@@ -440,8 +449,9 @@ impl Timeline {
     /// again, at [`Timeline::window_pos`], to close the gap.
     pub fn end_recall(&mut self) -> Range<TokenPos> {
         self.recalled = None;
+        self.hidden_before = TokenPos(0);
         match self.gap.take() {
-            Some(gap) => self.oldest_visible(self.next).min(gap.at)..gap.at,
+            Some(gap) => self.oldest_kept(self.next).min(gap.at)..gap.at,
             None => self.next..self.next,
         }
     }
@@ -462,10 +472,15 @@ impl Timeline {
 
     /// The oldest token after the sinks that the query at `query` sees.
     fn oldest_visible(&self, query: TokenPos) -> TokenPos {
+        self.oldest_kept(query).max(self.hidden_before.min(query))
+    }
+
+    /// The same, or would see if nothing were hidden.
+    fn oldest_kept(&self, query: TokenPos) -> TokenPos {
         if query < self.first_of_window() {
             return self.first_of_window();
         }
-        self.policy.oldest_visible(query).max(self.floor).min(query)
+        self.policy.oldest_visible(query).min(query)
     }
 
     fn row(&self, token: TokenPos) -> RowPlan {
@@ -477,20 +492,21 @@ impl Timeline {
             spans.add(0, token.0 as usize + 1, QueryForm::Window);
         } else {
             spans.add(0, n_sink, QueryForm::Cache);
-            let mut between = 0;
+            let oldest = self.oldest_visible(token);
+            let mut before_window = n_sink;
             if let Some(recalled) = self.recalled {
                 let form = match recalled.place {
                     Place::Near => QueryForm::Window,
-                    Place::Between => {
-                        between = recalled.len;
-                        QueryForm::Cache
-                    }
+                    Place::Between => QueryForm::Cache,
                 };
                 spans.add(n_sink, recalled.len, form);
+                // Nothing of the window stands before a recall `near` if all that could is hidden.
+                if self.gap.is_none_or(|gap| oldest >= gap.at) {
+                    before_window += recalled.len;
+                }
             }
-            let oldest = self.oldest_visible(token);
             let distance = window_pos.0 - self.window_pos(oldest).0;
-            cache_pos = RopePos((n_sink + between) as u64 + distance);
+            cache_pos = RopePos(before_window as u64 + distance);
             self.add_window(oldest, token, &mut spans);
         }
         RowPlan { token, slot: self.slot(token), window_pos, cache_pos, spans }

@@ -17,20 +17,18 @@ enum Item {
 struct Stream {
     n_sink: usize,
     window: usize,
-    /// For each token, whether it was evicted on purpose.
-    evicted: Vec<bool>,
+    n_tokens: usize,
     /// What is recalled, where, and how long the stream was then.
     recall: Option<(Place, usize, Vec<Item>)>,
+    /// Tokens before this one are hidden while something is recalled.
+    hidden_before: usize,
 }
 
 impl Stream {
     /// What the query at `t` sees, in order; itself last.
     fn cache_of(&self, t: usize) -> Vec<Item> {
-        let is_visible = |p: usize| {
-            p == t || t - p <= self.window && !self.evicted.get(p).copied().unwrap_or(false)
-        };
-        let window =
-            (self.n_sink.max(t.saturating_sub(self.window))..=t).filter(|&p| is_visible(p));
+        let hidden_before = if self.recall.is_some() { self.hidden_before } else { 0 };
+        let window = self.window_of(t).filter(|&p| p == t || p >= hidden_before);
         let (place, at, recalled) = match &self.recall {
             Some((place, at, items)) if t >= self.n_sink => (*place, *at, &items[..]),
             _ => (Place::Between, 0, &[][..]),
@@ -45,12 +43,15 @@ impl Stream {
             .collect()
     }
 
-    /// Whether no token older than a recall `near` is visible at `t`.
+    /// The window of the query at `t`, whether hidden or not; itself last.
+    fn window_of(&self, t: usize) -> impl Iterator<Item = usize> {
+        self.n_sink.max(t.saturating_sub(self.window))..=t
+    }
+
+    /// Whether no token older than a recall `near` is in the window at `t`.
     fn window_has_passed(&self, t: usize) -> bool {
         self.recall.as_ref().is_some_and(|(place, at, _)| {
-            let is_older =
-                |item: &Item| matches!(item, Item::Token(p) if (self.n_sink..*at).contains(p));
-            *place == Place::Near && !self.cache_of(t).iter().any(is_older)
+            *place == Place::Near && !self.window_of(t).any(|p| p < *at)
         })
     }
 }
@@ -72,7 +73,7 @@ impl Run {
         let (n_sink, window) = (policy.n_sink(), policy.window_tokens());
         let timeline = Timeline::new(policy, recall_tokens, chunk_tokens).unwrap();
         let rows = vec![None; timeline.n_slots()];
-        let stream = Stream { n_sink, window, evicted: Vec::new(), recall: None };
+        let stream = Stream { n_sink, window, n_tokens: 0, recall: None, hidden_before: 0 };
         Self { timeline, stream, rows, n_recalls: 0, is_near: false }
     }
 
@@ -81,7 +82,7 @@ impl Run {
     }
 
     fn len(&self) -> usize {
-        self.stream.evicted.len()
+        self.stream.n_tokens
     }
 
     /// As [`crate::KvCache`] does it: move if due, plan, fill all rows, look, commit.
@@ -102,7 +103,7 @@ impl Run {
         }
         plan.iter().for_each(|row| self.check_row(row));
         self.timeline.advance(n_tokens);
-        self.stream.evicted.resize(self.len() + n_tokens, false);
+        self.stream.n_tokens += n_tokens;
         self.check_state();
         plan
     }
@@ -131,6 +132,7 @@ impl Run {
             let item = |i| Item::Recalled(self.n_recalls, i);
             self.stream.recall = Some((place, self.len(), (0..len).map(item).collect()));
             self.is_near = place == Place::Near;
+            self.stream.hidden_before = 0;
             self.rotate_recalled();
         }
         self.check_state();
@@ -157,10 +159,13 @@ impl Run {
         self.check_state();
     }
 
-    fn evict_before(&mut self, token: usize) {
-        self.timeline.evict_before(TokenPos(token as u64));
-        let n_evicted = token.min(self.len());
-        self.stream.evicted[..n_evicted].fill(true);
+    fn hide_before(&mut self, token: usize) {
+        self.timeline.hide_before(TokenPos(token as u64));
+        let end = match &self.stream.recall {
+            Some((Place::Near, at, _)) if self.is_near => *at,
+            _ => self.len(),
+        };
+        self.stream.hidden_before = token.min(end);
         self.check_state();
     }
 
@@ -192,7 +197,12 @@ impl Run {
     /// The sections hold what the next query would see; the rest is evicted.
     fn check_state(&self) {
         let (n, timeline) = (self.len(), &self.timeline);
-        let mut is_visible = vec![false; n + 1];
+        let (mut is_visible, mut is_kept) = (vec![false; n + 1], vec![false; n + 1]);
+        (0..self.stream.n_sink.min(n)).chain(self.stream.window_of(n)).for_each(|p| {
+            if let Some(is_kept) = is_kept.get_mut(p) {
+                *is_kept = true;
+            }
+        });
         for item in self.stream.cache_of(n) {
             if let Item::Token(p) = item {
                 is_visible[p] = true;
@@ -205,10 +215,10 @@ impl Run {
         assert!(recalled <= timeline.recall_tokens() && window <= self.stream.window);
         let (evicted, held) = (timeline.evicted(), timeline.held());
         assert!(evicted.start <= evicted.end && held.start <= held.end && held.end.0 == n as u64);
-        for (p, is_visible) in is_visible[..n].iter().enumerate() {
+        for (p, is_kept) in is_kept[..n].iter().enumerate() {
             let token = TokenPos(p as u64);
-            assert_eq!(evicted.contains(&token), !is_visible, "token {p} of {self:?}");
-            if *is_visible || held.contains(&token) {
+            assert_eq!(evicted.contains(&token), !is_kept, "token {p} of {self:?}");
+            if *is_kept || held.contains(&token) {
                 let slot = timeline.slot(token).0 as usize;
                 assert_eq!(self.rows[slot].map(|r| r.0), Some(Item::Token(p)), "{held:?}");
             }
@@ -218,8 +228,7 @@ impl Run {
 
 impl std::fmt::Debug for Run {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let n_evicted = self.stream.evicted.iter().filter(|e| **e).count();
-        write!(f, "{:?}, {n_evicted} evicted, {:?}", self.timeline, self.stream.recall)
+        write!(f, "{:?}, {:?}", self.timeline, self.stream)
     }
 }
 
@@ -246,7 +255,7 @@ fn random_step(run: &mut Run, rng: &mut Rng) {
     match rng.below(10) {
         0 if can_recall => run.recall(rng.place(), rng.below(capacity + 1)),
         1 => run.end_recall(),
-        2 if rng.below(4) == 0 => run.evict_before(rng.below(run.len() + 3)),
+        2 if rng.below(4) == 0 => run.hide_before(rng.below(run.len() + 3)),
         3 => run.append_all(1 + rng.below(40)),
         _ => {
             let longest = run.longest_chunk(usize::MAX);
@@ -300,9 +309,9 @@ fn small_spaces_in_full() {
     }
 }
 
-/// The same caches with an eviction on purpose of any tokens at any time of a recall.
+/// The same caches with any tokens hidden from any time of a recall on.
 #[test]
-fn small_spaces_with_an_eviction_in_full() {
+fn small_spaces_with_hidden_tokens_in_full() {
     for (sink, window, chunk, len) in sizes() {
         for place in [Place::Near, Place::Between] {
             for (when, before) in (0..=6).flat_map(|w| (0..=sink + w + 4).map(move |b| (w, b))) {
@@ -310,7 +319,7 @@ fn small_spaces_with_an_eviction_in_full() {
                 run.append_all(sink + 3);
                 run.recall(place, len);
                 run.append_all(when);
-                run.evict_before(before);
+                run.hide_before(before);
                 run.append_all(2);
                 run.end_recall();
                 run.append_all(3);

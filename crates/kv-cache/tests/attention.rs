@@ -78,7 +78,7 @@ struct Run {
     n_sink: usize,
     window: usize,
     n_tokens: usize,
-    floor: usize,
+    hidden_before: usize,
     recall: Option<(Place, usize, Vec<usize>)>,
     tolerance: f64,
 }
@@ -100,12 +100,13 @@ impl Run {
         // Scores reach 10: f32 sums are off by 1e-6 of that, f16 keys by 5e-4 of a component.
         let tolerance = if kv_type == KvType::F32 { 2e-5 } else { 2e-2 };
         let (cache, recall) = (cache.unwrap(), None);
-        Self { cache, n_sink, window, n_tokens: 0, floor: 0, recall, tolerance }
+        Self { cache, n_sink, window, n_tokens: 0, hidden_before: 0, recall, tolerance }
     }
 
     /// Tokens that the query at `t` sees, in the order of their positions; itself last.
     fn list(&self, t: usize) -> Vec<usize> {
-        let oldest = t.saturating_sub(self.window).max(self.floor).max(self.n_sink);
+        let hidden_before = if self.recall.is_some() { self.hidden_before.min(t) } else { 0 };
+        let oldest = t.saturating_sub(self.window).max(hidden_before).max(self.n_sink);
         let mut list: Vec<usize> = (0..self.n_sink.min(t + 1)).chain(oldest..=t).collect();
         if let Some((place, at, tokens)) = &self.recall {
             let is_window = |i: usize| i >= self.n_sink;
@@ -207,7 +208,7 @@ impl Run {
 
     fn end_recall(&mut self) {
         self.cache.end_recall();
-        self.recall = None;
+        (self.recall, self.hidden_before) = (None, 0);
     }
 
     /// The rows that are still held are those that were computed.
@@ -245,10 +246,10 @@ fn random_run(policy: Arc<dyn EvictionPolicy>, seed: u64, kv_type: KvType) {
             0 if run.recall.is_none() => run.recall(Place::Near, &mut rng),
             1 if run.recall.is_none() => run.recall(Place::Between, &mut rng),
             2 => run.end_recall(),
-            3 if rng.below(4) == 0 => {
-                let token = rng.below(run.n_tokens + 1);
-                run.cache.evict_before(TokenPos(token as u64));
-                run.floor = run.floor.max(token);
+            3 if run.cache.sections().recalled > 0 => {
+                let at = run.recall.as_ref().map_or(0, |recall| recall.1);
+                run.hidden_before = rng.below(at + 1);
+                run.cache.hide_before(TokenPos(run.hidden_before as u64));
             }
             _ => run.append_all(1 + rng.below(9)),
         }

@@ -109,7 +109,7 @@ pub use block::{Block, BlockError, BlockId, NewBlock, Role, Source};
 pub use cutter::{BlockCutter, BlockSizes, BlockSizesError};
 pub use embed::{EmbedError, Embedder, HashEmbedder, MiniLm};
 pub use gate::Gate;
-#[cfg(feature = "contract")]
+#[cfg(any(test, feature = "contract"))]
 pub use index::contract;
 pub use index::{
     Distance, ExactIndex, FoundText, Hit, IndexError, MakeExact, MakeIndex, TextSource,
@@ -120,7 +120,8 @@ pub use index::{HnswIndex, MakeHnsw};
 pub use kv::{BlockKv, KvRows, KvShape, KvType, Q8Rows};
 pub use memory::{Found, Memory, MemoryConfig, MemoryError, MemoryStats};
 pub use recall::{
-    BlockFilter, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock, RecalledText,
+    BlockFilter, Neighbours, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock,
+    RecalledText,
 };
 pub use store::{
     BlockMeta, BlockStore, BlockText, Compacted, DEFAULT_SEGMENT_BYTES, Damage, DiskOptions,

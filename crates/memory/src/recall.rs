@@ -19,6 +19,38 @@ pub enum RecallOrder {
     Stream,
 }
 
+/// What comes with each block that was chosen, as far as it fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbours {
+    /// So many blocks right before it and right after it in the stream, of the same source,
+    /// whatever they say.
+    Blocks(usize),
+    /// All blocks of its paragraph or turn: up to a blank line, another role or another source.
+    Paragraph,
+}
+
+impl Neighbours {
+    /// Only what was chosen.
+    pub const NONE: Self = Self::Blocks(0);
+
+    /// Reads a number of blocks, or `paragraph`.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "paragraph" => Some(Self::Paragraph),
+            _ => name.parse().ok().map(Self::Blocks),
+        }
+    }
+
+    /// How many blocks on each side.
+    pub(crate) fn reach(self) -> usize {
+        match self {
+            Self::Blocks(n) => n,
+            Self::Paragraph => usize::MAX,
+        }
+    }
+}
+
 /// Which blocks may be found at all; empty lists and `None` let all pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockFilter {
@@ -62,9 +94,8 @@ pub struct RecallRequest<'a> {
     pub exclude: Vec<Range<TokenPos>>,
     /// Which blocks may be recalled at all.
     pub filter: BlockFilter,
-    /// Blocks that may come with each one that was chosen: so many right before it and right after
-    /// it in the stream, of the same source, whatever they say.
-    pub neighbours: usize,
+    /// What comes with each block.
+    pub neighbours: Neighbours,
 }
 
 impl<'a> RecallRequest<'a> {
@@ -80,7 +111,7 @@ impl<'a> RecallRequest<'a> {
             order: RecallOrder::default(),
             exclude: Vec::new(),
             filter: BlockFilter::default(),
-            neighbours: 0,
+            neighbours: Neighbours::NONE,
         }
     }
 

@@ -15,7 +15,8 @@ use anyhow::{Context, bail};
 use everstream_runtime::kv_cache::{Place, TokenPos};
 use everstream_runtime::memory::strategy::by_name;
 use everstream_runtime::memory::{
-    BlockSizes, Embedder, Gate, Memory, MiniLm, Recall, RecallOrder, RecalledBlock, Role,
+    BlockSizes, Embedder, Gate, Memory, MiniLm, Neighbours, Recall, RecallOrder, RecalledBlock,
+    Role,
 };
 use everstream_runtime::model::Model;
 use everstream_runtime::{
@@ -79,8 +80,6 @@ struct Row {
     label: String,
     sees: Sees,
     recall: RecallConfig,
-    /// Tokens left in the window when the question comes.
-    window: Option<usize>,
 }
 
 /// The table that is made if no rows are asked for.
@@ -111,10 +110,10 @@ const ROWS: [&str; 21] = [
 impl Row {
     /// Reads a label: `alone`, `dense`, `sink`, or what is recalled (`gold`, or a strategy and a
     /// number of blocks), in front of it `text` if its text is read, behind it any of `between`,
-    /// `stream`, `tokens`, `repair`, `gate=D`, `neighbours=N`, `window=N`, `block=N`.
+    /// `stream`, `tokens`, `repair`, `gate=D`, `neighbours=N|paragraph`, `window=N`, `block=N`.
     fn parse(label: &str) -> anyhow::Result<Self> {
         let mut recall = RecallConfig::default();
-        let (mut sees, mut window) = (Sees::Recalled, None);
+        let mut sees = Sees::Recalled;
         for word in label.split_whitespace() {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
             match name {
@@ -128,14 +127,17 @@ impl Row {
                 "tokens" => recall.insertion = Insertion::Tokens,
                 "repair" => recall.insertion = Insertion::Repair,
                 "gate" => recall.gate = Gate { max_distance: Some(value.parse()?) },
-                "neighbours" => recall.neighbours = value.parse()?,
-                "window" => window = Some(value.parse()?),
+                "neighbours" => {
+                    recall.neighbours =
+                        Neighbours::by_name(value).context("neighbours=N|paragraph")?;
+                }
+                "window" => recall.window = Some(value.parse()?),
                 "block" => recall.sizes = block_sizes(value.parse()?)?,
                 _ if name.parse::<usize>().is_ok() => recall.max_blocks = name.parse()?,
                 _ => recall.strategy = by_name(name).with_context(|| format!("unknown: {name}"))?,
             }
         }
-        Ok(Self { label: label.to_owned(), sees, recall, window })
+        Ok(Self { label: label.to_owned(), sees, recall })
     }
 }
 
@@ -296,10 +298,6 @@ impl<'a> Stage<'a> {
             }
             for (row, sums) in rows.iter().zip(&mut *table) {
                 let (mut session, is_hit) = self.session(row, record, *paragraph)?;
-                if let Some(n_tokens) = row.window {
-                    // What leaves now is not recalled: it was there when the question came.
-                    session.shrink_window(n_tokens)?;
-                }
                 sums.tokens += session.sections().recalled as f64;
                 let answer = answer(&mut session, &record.question)?;
                 let score = best(record, |gold| f1(&answer, gold));

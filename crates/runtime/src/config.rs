@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
 use everstream_memory::{
-    BlockFilter, BlockSizes, Gate, KvType as MemoryType, MakeExact, MakeIndex, Nearest,
+    BlockFilter, BlockSizes, Gate, KvType as MemoryType, MakeExact, MakeIndex, Nearest, Neighbours,
     RecallOrder, Strategy, TextSource,
 };
 
@@ -128,9 +128,8 @@ pub struct RecallConfig {
     pub order: RecallOrder,
     /// Blocks at most.
     pub max_blocks: usize,
-    /// Blocks that may come with each of them, on both sides: see
-    /// [`RecallRequest::neighbours`](everstream_memory::RecallRequest).
-    pub neighbours: usize,
+    /// What comes with each of them.
+    pub neighbours: Neighbours,
     /// What is relevant enough.
     pub gate: Gate,
     /// Which blocks may be recalled at all.
@@ -138,8 +137,9 @@ pub struct RecallConfig {
     /// Texts of somebody else that may be recalled besides; they are computed, since nobody has
     /// their keys and values.
     pub texts: Option<Arc<dyn TextSource>>,
-    /// Tokens that stay in the window when a turn has something recalled; `None` for all. Text that
-    /// a turn does not need draws attention from what was recalled for it.
+    /// Tokens of the window that a turn sees if something is recalled for it; `None` for all. Text
+    /// that a turn does not need draws attention from what was recalled for it. The rest is hidden
+    /// until the next turn, and can be recalled meanwhile.
     pub window: Option<usize>,
     /// Recall again after so many tokens of an answer, for its newest tokens; 0 recalls at turns
     /// only.
@@ -158,7 +158,7 @@ impl Default for RecallConfig {
             strategy: Arc::new(Nearest),
             order: RecallOrder::BestLast,
             max_blocks: 4,
-            neighbours: 0,
+            neighbours: Neighbours::NONE,
             gate: Gate::default(),
             filter: BlockFilter::default(),
             texts: None,

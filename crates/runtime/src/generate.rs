@@ -100,7 +100,7 @@ impl Session {
             tokens.push(token);
             let every = self.config().recall.every;
             if every > 0 && tokens.len() > 1 && (tokens.len() - 1).is_multiple_of(every) {
-                self.recall("")?;
+                self.recall_again("")?;
             }
             self.append(&[token], Origin::turn(Role::Assistant))?;
             let tokenizer = self.model().tokenizer();

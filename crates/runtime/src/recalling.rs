@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use everstream_kv_cache::{KvSource, Place};
+use everstream_kv_cache::{KvSource, Place, TimelineState, TokenPos};
 use everstream_memory::{
     Found, IndexError, MemoryError, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock,
     RecalledText, TextSource,
@@ -32,17 +32,26 @@ const PIN: &str = "pin";
 pub(crate) struct Reinsertion {
     pub(crate) place: Place,
     pub(crate) insertion: Insertion,
+    /// Tokens of the window before this one are hidden as long as something is recalled.
+    pub(crate) hidden_before: TokenPos,
 }
 
 impl Session {
     /// Ends the last recall and puts into the cache what is relevant to `query`; a blank query
-    /// stands for the newest tokens. Only `remember` recalls anything.
+    /// stands for the newest tokens. Only `remember` recalls anything. What [`RecallConfig::window`]
+    /// hides can be recalled like what has left.
     ///
     /// # Errors
     ///
     /// [`SessionError`]; the cache is then as it was.
     pub fn recall(&mut self, query: &str) -> Result<&Recall, SessionError> {
         self.recall_up_to(query, self.config.recall.max_blocks)
+    }
+
+    /// As [`Session::recall`], in the middle of what a turn began: no more is hidden than was.
+    pub(crate) fn recall_again(&mut self, query: &str) -> Result<&Recall, SessionError> {
+        let hidden_before = self.cache.timeline().state().hidden_before;
+        self.recall_hiding(query, self.config.recall.max_blocks, hidden_before)
     }
 
     /// As [`Session::recall`], with at most `max_blocks` blocks.
@@ -55,6 +64,24 @@ impl Session {
         query: &str,
         max_blocks: usize,
     ) -> Result<&Recall, SessionError> {
+        self.settle()?;
+        self.recall_hiding(query, max_blocks, self.first_in_focus())
+    }
+
+    /// The oldest token of the window that is not hidden if something is recalled now. What is in
+    /// no stored block could not be recalled, so it is not hidden either.
+    fn first_in_focus(&self) -> TokenPos {
+        let Some(n_tokens) = self.config.recall.window else { return TokenPos(0) };
+        let first = TokenPos(self.n_tokens).before(n_tokens);
+        self.recorder.as_ref().map_or(first, |recorder| first.min(recorder.open_tokens().0))
+    }
+
+    fn recall_hiding(
+        &mut self,
+        query: &str,
+        max_blocks: usize,
+        hidden_before: TokenPos,
+    ) -> Result<&Recall, SessionError> {
         let start = Instant::now();
         let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
         let query = if query.trim().is_empty() { self.text_of(newest) } else { query.to_owned() };
@@ -64,6 +91,7 @@ impl Session {
         let source = self.config.recall.texts.clone().filter(|_| searches_texts);
         if let Some(recorder) = &mut self.recorder {
             recorder.settle(self.model.tokenizer(), &self.cache)?;
+            let evicted = self.cache.timeline().evicted();
             let embedding = match source {
                 Some(_) => Some(recorder.memory.embed_query(&query)?),
                 None => None,
@@ -76,14 +104,14 @@ impl Session {
                 order: self.config.recall.order,
                 neighbours: self.config.recall.neighbours,
                 filter: self.config.recall.filter.clone(),
-                ..RecallRequest::new(&query, self.cache.timeline().evicted())
+                ..RecallRequest::new(&query, evicted.start..evicted.end.max(hidden_before))
             };
             let mut recall = recorder.memory.recall(&request)?;
             if let (Some(source), Some(embedding)) = (&source, &embedding) {
                 self.add_texts(&**source, embedding, &request, &mut recall)?;
             }
             recall.texts.splice(0..0, pins);
-            self.insert(recall)?;
+            self.insert_hiding(recall, hidden_before)?;
         } else {
             self.last_recall = Some(Recall::default());
         }
@@ -198,15 +226,25 @@ impl Session {
     }
 
     /// Ends the last recall and puts blocks into the cache that somebody else chose, in the order
-    /// given.
+    /// given; of the window is hidden what [`RecallConfig::window`] says.
     ///
     /// # Errors
     ///
     /// [`SessionError::Memory`] if a block is of another shape, [`SessionError::Cache`] if the
     /// blocks do not fit; the cache is then as it was.
     pub fn insert(&mut self, recall: Recall) -> Result<(), SessionError> {
+        self.settle()?;
+        self.insert_hiding(recall, self.first_in_focus())
+    }
+
+    fn insert_hiding(
+        &mut self,
+        recall: Recall,
+        hidden_before: TokenPos,
+    ) -> Result<(), SessionError> {
         let RecallConfig { place, insertion, .. } = self.config.recall;
-        self.insert_as(Reinsertion { place, insertion }, recall)
+        let hidden_before = if recall.is_empty() { TokenPos(0) } else { hidden_before };
+        self.insert_as(Reinsertion { place, insertion, hidden_before }, recall)
     }
 
     pub(crate) fn insert_as(
@@ -249,6 +287,7 @@ impl Session {
         if !computed.is_empty() {
             self.compute_recalled(&tokens, &computed, how.place)?;
         }
+        self.cache.hide_before(how.hidden_before);
         (self.last_recall, self.recalled_at, self.recalled_as) =
             (Some(recall), self.n_tokens, how.insertion);
         Ok(())
@@ -280,13 +319,14 @@ impl Session {
     /// positions, and so the last bits: a stream that was killed between a recall and what follows
     /// it would not go on as it would have.
     fn is_in_cache(&self, how: Reinsertion, recall: &Recall) -> bool {
-        let held = self.cache.timeline().state().recalled;
+        let TimelineState { recalled: held, hidden_before, .. } = self.cache.timeline().state();
         let parts = |recall: &Recall| -> Vec<_> {
             recall.blocks.iter().map(|b| (b.block.id(), b.part.clone())).collect()
         };
         let is_same = |last: &Recall| parts(last) == parts(recall) && last.texts == recall.texts;
         held.is_none_or(|held| held == (how.place, recall.n_tokens()))
             && self.recalled_as == how.insertion
+            && hidden_before == how.hidden_before
             && self.recalled_at == self.n_tokens
             && self.last_recall.as_ref().is_some_and(is_same)
     }
@@ -294,16 +334,6 @@ impl Session {
     pub(crate) fn end_recall(&mut self) {
         self.cache.end_recall();
         self.last_recall = None;
-    }
-
-    /// After a recall for a turn: leaves as much of the window as the settings say, if anything was
-    /// recalled.
-    pub(crate) fn focus(&mut self) -> Result<(), SessionError> {
-        let is_recalled = self.last_recall.as_ref().is_some_and(|recall| !recall.is_empty());
-        match self.config.recall.window {
-            Some(n_tokens) if is_recalled => self.shrink_window(n_tokens),
-            _ => Ok(()),
-        }
     }
 
     /// Recalls in another way from now on. Block sizes stay those of the stream.

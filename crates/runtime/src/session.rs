@@ -173,7 +173,6 @@ impl Session {
         let (tokens, origin) = self.encode_user_turn(text)?;
         self.end_document()?;
         self.recall(query)?;
-        self.focus()?;
         self.begin_answer()?;
         self.append(&tokens, origin)?;
         Ok(self.last_recall.get_or_insert_default())
@@ -224,7 +223,6 @@ impl Session {
         self.append(begin, origin)?;
         let query = self.text_of(&tokens[tokens.len().saturating_sub(QUERY_TOKENS)..]);
         self.recall(&query)?;
-        self.focus()?;
         self.append(end, end_origin)
     }
 
@@ -304,22 +302,6 @@ impl Session {
         }
         self.save()?;
         Ok(forgotten)
-    }
-
-    /// Evicts all but the newest `n_tokens` tokens of the window at once, and what is in no stored
-    /// block yet stays besides: text that a turn does not need draws attention from what is recalled
-    /// for it. The window fills again.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`]; the window is then as it was.
-    pub fn shrink_window(&mut self, n_tokens: usize) -> Result<(), SessionError> {
-        self.settle()?;
-        let n_open = self.recorder.as_ref().map_or(0, |recorder| recorder.open_tokens().1.len());
-        let n_tokens = n_tokens.max(n_open);
-        self.log(|| Event::ShrinkWindow(n_tokens))?;
-        self.cache.evict_before(TokenPos(self.n_tokens).before(n_tokens));
-        Ok(())
     }
 
     /// Stores all blocks that are complete.

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use common::{session, small, story, tiny};
 use everstream_runtime::kv_cache::{KvType, Place};
 use everstream_runtime::memory::{
-    Distance, Embedder, FoundText, Gate, HashEmbedder, IndexError, Role, TextSource,
+    Distance, Embedder, FoundText, Gate, HashEmbedder, IndexError, Recall, Role, TextSource,
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
-use everstream_runtime::{Origin, Policy, SessionError};
+use everstream_runtime::{Origin, Policy, Session, SessionError};
 
 /// A collection of one text.
 #[derive(Debug)]
@@ -95,6 +95,38 @@ fn a_recalled_text_is_what_reading_it_behind_the_sinks_gives() {
     let differences = pinned.logits().iter().zip(read.logits()).map(|(a, b)| (a - b).abs());
     let worst = differences.fold(0.0_f32, f32::max) / largest;
     assert!(worst < 1e-5, "{worst:e}");
+}
+
+/// What a recall hides can be recalled, and is seen again when the recall ends, with the bits of a
+/// stream that never recalled.
+#[test]
+fn hidden_tokens_come_back() {
+    let model = tiny("llama");
+    let mut config = small(Policy::Remember);
+    (config.recall.window, config.recall.gate) = (Some(8), Gate::OPEN);
+    config.recall.place = Place::Between;
+    let mut session = session(&model, config.clone());
+    let text = session.encode(&story(900)).unwrap();
+    session.append(&text, Origin::turn(Role::Document)).unwrap();
+    let mut twin = session.branch().unwrap();
+    let evicted = session.evicted();
+    let hides = |session: &Session| session.sections().window < config.window_tokens;
+    // Of four blocks at most, one of those that are hidden.
+    let newest = session.memory().unwrap().metas().last().unwrap().range.clone();
+    let block = session.memory().unwrap().metas().len() - 1;
+    let text = session.memory().unwrap().block(block).unwrap().text().to_owned();
+    assert!(newest.start >= evicted.end);
+    let recall = session.recall(&text).unwrap();
+    assert!(recall.blocks.iter().any(|block| block.part.start == newest.start));
+    assert!(hides(&session));
+    assert_eq!(session.evicted(), evicted);
+    session.insert(Recall::default()).unwrap();
+    assert!(!hides(&session));
+    let more = session.encode(&story(40)).unwrap();
+    for stream in [&mut session, &mut twin] {
+        stream.append(&more, Origin::turn(Role::Document)).unwrap();
+    }
+    assert_eq!(session.logits(), twin.logits());
 }
 
 #[test]

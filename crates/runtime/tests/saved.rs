@@ -64,7 +64,6 @@ enum Step {
     Answer(usize),
     Save,
     Recall(&'static str),
-    Shrink(usize),
 }
 
 fn script(seed: u64) -> Vec<Step> {
@@ -72,11 +71,10 @@ fn script(seed: u64) -> Vec<Step> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut steps = vec![Step::Ingest(story(1500))];
     for _ in 0..8 {
-        match rng.u8(0..7) {
+        match rng.u8(0..6) {
             0 => steps.push(Step::Ingest(story(rng.usize(1..900)))),
             1 => steps.push(Step::Save),
             2 => steps.push(Step::Recall("a bridge")),
-            4 => steps.push(Step::Shrink(rng.usize(0..90))),
             3 => {
                 steps.push(Step::QuietTurn(turns[rng.usize(0..3)]));
                 steps.push(Step::Answer(rng.usize(0..30)));
@@ -103,7 +101,6 @@ fn run(session: &mut Session, step: &Step) {
             session.answer(&options, &mut |_| Continue(())).unwrap();
         }
         Step::Save => session.save().unwrap(),
-        Step::Shrink(n_tokens) => session.shrink_window(*n_tokens).unwrap(),
         Step::Recall(query) => drop(session.recall(query).unwrap().clone()),
     }
 }

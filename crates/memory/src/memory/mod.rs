@@ -19,7 +19,7 @@ use crate::cutter::BlockCutter;
 use crate::embed::Embedder;
 use crate::gate::Gate;
 use crate::index::{Distance, Hit, IndexError, VectorIndex};
-use crate::recall::{BlockFilter, NotRecalled, Recall, RecallRequest, RecalledBlock};
+use crate::recall::{BlockFilter, Neighbours, NotRecalled, Recall, RecallRequest, RecalledBlock};
 use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
 use crate::words::WordIndex;
@@ -479,7 +479,7 @@ impl Memory {
                 self.take(hit, part, &mut recall)?;
             }
         }
-        if request.neighbours == 0 {
+        if request.neighbours == Neighbours::NONE {
             recall.sort(request.order);
         } else {
             self.add_neighbours(request, embedding, &mut recall)?;
@@ -515,21 +515,22 @@ impl Memory {
         embedding: &[f32],
         recall: &mut Recall,
     ) -> Result<(), MemoryError> {
-        let file = |meta: &BlockMeta| meta.source.as_ref().map(|source| Arc::clone(&source.file));
         let mut vector = Vec::new();
         // The run around each chosen block, and whether it may grow on.
         let mut runs: Vec<_> =
             recall.blocks.iter().map(|b| (b.block.id(), b.part.clone())).collect();
-        for reach in 1..=request.neighbours {
+        for reach in 1..=request.neighbours.reach() {
+            let mut has_grown = false;
             for (id, run) in &mut runs {
                 let Some(&order) = self.order.get(id) else { continue };
-                let around = [order.checked_sub(reach), order.checked_add(reach)];
-                for next in around.into_iter().flatten() {
+                let before = order.checked_sub(reach).map(|next| (next, next));
+                let after = order.checked_add(reach).map(|next| (next, next - 1));
+                for (next, border) in before.into_iter().chain(after) {
                     let metas = self.store.metas();
                     let Some(meta) = metas.get(next) else { continue };
                     let Some(part) = request.part_of(meta) else { continue };
                     let touches = part.end == run.start || part.start == run.end;
-                    if !touches || file(meta) != file(&metas[order]) {
+                    if !touches || !self.goes_on_behind(border, request.neighbours)? {
                         continue;
                     }
                     if !recall.blocks.iter().any(|b| b.block.id() == meta.id) {
@@ -549,10 +550,35 @@ impl Memory {
                         }
                     }
                     *run = run.start.min(part.start)..run.end.max(part.end);
+                    has_grown = true;
                 }
+            }
+            if !has_grown {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Whether the next block belongs to block number `order`, as far as `neighbours` ask.
+    fn goes_on_behind(&self, order: usize, neighbours: Neighbours) -> Result<bool, MemoryError> {
+        let [meta, next] = &self.store.metas()[order..order + 2] else { return Ok(false) };
+        let file = |meta: &BlockMeta| meta.source.as_ref().map(|source| Arc::clone(&source.file));
+        if file(meta) != file(next) {
+            return Ok(false);
+        }
+        if let Neighbours::Blocks(_) = neighbours {
+            return Ok(true);
+        }
+        let texts = (present(self.store.text(order))?, present(self.store.text(order + 1))?);
+        let (Some(text), Some(next_text)) = texts else { return Ok(false) };
+        let (text, next_text) = (text.text, next_text.text);
+        let space = [
+            &text[text.trim_end().len()..],
+            &next_text[..next_text.len() - next_text.trim_start().len()],
+        ];
+        let n_lines = space.concat().matches('\n').count();
+        Ok(meta.role == next.role && n_lines < 2)
     }
 
     /// The number of a block that was found; one that is no block's for an unknown one.

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::block::Role;
 use crate::embed::{EmbedError, HashEmbedder};
 use crate::index::{Distance, ExactIndex, IndexError};
 use crate::recall::RecallOrder;
@@ -81,9 +82,10 @@ fn neighbours_come_along_as_far_as_they_fit() {
     let mut memory = filled();
     let mut check = |query, max_blocks, (neighbours, max_tokens), end, expected: &[(u64, u64)]| {
         let request = request(query, end);
+        let neighbours = Neighbours::Blocks(neighbours);
         let request = RecallRequest { max_blocks, neighbours, max_tokens, ..request };
         let recall = memory.recall(&request).unwrap();
-        assert_eq!(parts(&recall), expected, "{query} {neighbours}");
+        assert_eq!(parts(&recall), expected, "{query} {neighbours:?}");
         assert!(recall.blocks.iter().all(|b| b.distance.is_finite()));
     };
     let master = "Who is the harbour master?";
@@ -110,13 +112,47 @@ fn neighbours_are_of_the_same_source_and_touch() {
     }
     let mut request = RecallRequest {
         max_blocks: 1,
-        neighbours: 2,
+        neighbours: Neighbours::Blocks(2),
         ..request("Who is the harbour master?", 104)
     };
     let recall = memory.recall(&request).unwrap();
     assert_eq!(parts(&recall), [(4, 24), (24, 44), (44, 64)]);
     request.exclude = vec![positions(40..44)];
     assert_eq!(parts(&memory.recall(&request).unwrap()), [(44, 64)]);
+}
+
+/// Blocks of one paragraph or turn come together: up to a blank line, another role, or a block that
+/// is not eligible.
+#[test]
+fn a_paragraph_comes_as_a_whole() {
+    let mut memory = memory_of(config());
+    let texts = [
+        ("The cook bakes bread.\n\n", Role::Document),
+        ("Boats come at noon. ", Role::Document),
+        ("The harbour master is Oda.\n", Role::Document),
+        ("She has a dog.", Role::Document),
+        ("\n\nThe lamp burns all night. ", Role::Document),
+        ("It is red.", Role::Document),
+        ("What burns?", Role::User),
+    ];
+    for (i, (text, role)) in texts.into_iter().enumerate() {
+        let start = 4 + 20 * i as u64;
+        let block = NewBlock { role, ..new_block(start..start + 20, text) };
+        memory.remember(block).unwrap();
+    }
+    let mut check = |query, max_blocks, max_tokens, end, expected: &[(u64, u64)]| {
+        let neighbours = Neighbours::Paragraph;
+        let request = request(query, end);
+        let request = RecallRequest { max_blocks, neighbours, max_tokens, ..request };
+        assert_eq!(parts(&memory.recall(&request).unwrap()), expected, "{query}");
+    };
+    let master = "Who is the harbour master?";
+    check(master, 1, 300, 144, &[(24, 44), (44, 64), (64, 84)]);
+    check(master, 1, 45, 144, &[(24, 44), (44, 64)]);
+    check(master, 1, 300, 70, &[(24, 44), (44, 64), (64, 70)]);
+    check("The cook bakes bread", 1, 300, 144, &[(4, 24)]);
+    check("The lamp burns all night", 1, 300, 144, &[(84, 104), (104, 124)]);
+    check("The lamp burns all night", 1, 300, 110, &[(84, 104), (104, 110)]);
 }
 
 #[test]
@@ -575,16 +611,18 @@ fn check_recall(recall: &Recall, request: &RecallRequest<'_>) {
 
 /// With neighbours, all that came without them comes, and the limits hold.
 fn check_neighbours(memory: &mut Memory, alone: &Recall, request: &RecallRequest<'_>) {
-    let request = RecallRequest { neighbours: 2, ..request.clone() };
-    let recall = memory.recall(&request).unwrap();
-    assert!(recall.n_tokens() <= request.max_tokens);
-    let (alone, found) = (parts(alone), parts(&recall));
-    assert!(alone.iter().all(|part| found.contains(part)));
-    let mut sorted = found.clone();
-    sorted.sort_unstable();
-    assert!(sorted.windows(2).all(|pair| pair[0].1 <= pair[1].0));
-    if request.order == RecallOrder::Stream {
-        assert_eq!(sorted, found);
+    for neighbours in [Neighbours::Blocks(2), Neighbours::Paragraph] {
+        let request = RecallRequest { neighbours, ..request.clone() };
+        let recall = memory.recall(&request).unwrap();
+        assert!(recall.n_tokens() <= request.max_tokens);
+        let found = parts(&recall);
+        assert!(parts(alone).iter().all(|part| found.contains(part)));
+        let mut sorted = found.clone();
+        sorted.sort_unstable();
+        assert!(sorted.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+        if request.order == RecallOrder::Stream {
+            assert_eq!(sorted, found);
+        }
     }
 }
 

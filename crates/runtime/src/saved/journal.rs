@@ -24,10 +24,9 @@ const END_RECALL: u8 = 3;
 const BEGIN_ANSWER: u8 = 4;
 const END_TURN: u8 = 5;
 const DOCUMENT: u8 = 6;
-const SHRINK_WINDOW: u8 = 7;
-const FORGET: u8 = 8;
-const PIN: u8 = 9;
-const UNPIN: u8 = 10;
+const FORGET: u8 = 7;
+const PIN: u8 = 8;
+const UNPIN: u8 = 9;
 
 /// A block that is or was in the recalled section.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,8 +58,6 @@ pub(crate) enum Event {
     EndTurn,
     /// A document began, or went on: its digest.
     Document([u8; 32]),
-    /// All but so many tokens of the window were evicted.
-    ShrinkWindow(usize),
     /// Blocks with these tokens were forgotten.
     Forget(Range<TokenPos>),
     /// A text is in every recall from now on.
@@ -91,6 +88,7 @@ impl Event {
             Self::Recall(how, recalled) => {
                 to.u8(u8::from(how.place == Place::Near));
                 encode_insertion(how.insertion, &mut to);
+                to.u64(how.hidden_before.0);
                 encode_recall(recalled, &mut to);
                 RECALL
             }
@@ -100,10 +98,6 @@ impl Event {
             Self::Document(digest) => {
                 to.0.extend_from_slice(digest);
                 DOCUMENT
-            }
-            Self::ShrinkWindow(n_tokens) => {
-                to.u64(*n_tokens as u64);
-                SHRINK_WINDOW
             }
             Self::Forget(range) => {
                 to.u64(range.start.0);
@@ -134,12 +128,13 @@ impl Event {
             RECALL => {
                 let place = if from.u8()? == 0 { Place::Between } else { Place::Near };
                 let insertion = decode_insertion(&mut from)?;
-                Self::Recall(Reinsertion { place, insertion }, decode_recall(&mut from)?)
+                let hidden_before = TokenPos(from.u64()?);
+                let how = Reinsertion { place, insertion, hidden_before };
+                Self::Recall(how, decode_recall(&mut from)?)
             }
             END_RECALL => Self::EndRecall,
             BEGIN_ANSWER => Self::BeginAnswer,
             END_TURN => Self::EndTurn,
-            SHRINK_WINDOW => Self::ShrinkWindow(usize::try_from(from.u64()?).ok()?),
             PIN => Self::Pin(from.text()?.to_owned()),
             UNPIN => Self::Unpin(usize::try_from(from.u64()?).ok()?),
             FORGET => Self::Forget(TokenPos(from.u64()?)..TokenPos(from.u64()?)),
@@ -337,7 +332,11 @@ mod tests {
         vec![
             Event::tokens(&[1, 2, 3], &origin.clone().with_words(1..2)),
             Event::Recall(
-                Reinsertion { place: Place::Near, insertion: Insertion::Repair },
+                Reinsertion {
+                    place: Place::Near,
+                    insertion: Insertion::Repair,
+                    hidden_before: TokenPos(40),
+                },
                 RecallRef {
                     texts: vec![RecalledText {
                         source: "notes".into(),
@@ -358,7 +357,6 @@ mod tests {
             Event::EndRecall,
             Event::EndTurn,
             Event::Document([9; 32]),
-            Event::ShrinkWindow(64),
             Event::Forget(TokenPos(3)..TokenPos(70)),
             Event::Pin("Her name is Oda.".into()),
             Event::Unpin(2),

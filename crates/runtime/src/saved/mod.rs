@@ -417,7 +417,6 @@ impl Session {
             Event::EndTurn => self.end_turn(),
             Event::Document(digest) => self.begin_document(*digest),
             Event::Forget(range) => self.forget(range).map(drop),
-            Event::ShrinkWindow(n_tokens) => self.shrink_window(*n_tokens),
             Event::Pin(text) => {
                 self.pins.push(text.clone());
                 Ok(())

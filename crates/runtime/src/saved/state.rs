@@ -193,8 +193,8 @@ fn decode_header(path: &Path, head: &[u8]) -> Result<Option<Header>, SessionErro
 
 impl State {
     fn encode(&self, to: &mut Encoder) {
-        let TimelineState { next, floor, shift, gap, recalled } = self.timeline;
-        [next.0, floor.0, shift].iter().for_each(|&n| to.u64(n));
+        let TimelineState { next, shift, gap, recalled, hidden_before } = self.timeline;
+        [next.0, shift, hidden_before.0].iter().for_each(|&n| to.u64(n));
         let (at, len) = gap.map_or((0, 0), |(at, len)| (at.0, len as u64));
         to.u64(at);
         to.u64(len);
@@ -236,7 +236,8 @@ impl State {
 
     fn decode(body: &[u8]) -> Option<Self> {
         let mut from = Decoder(body);
-        let (next, floor, shift) = (TokenPos(from.u64()?), TokenPos(from.u64()?), from.u64()?);
+        let (next, shift, hidden_before) =
+            (TokenPos(from.u64()?), from.u64()?, TokenPos(from.u64()?));
         let mut len = || Some((from.u64()?, usize::try_from(from.u64()?).ok()?));
         let gap = len().map(|(at, len)| (len > 0).then_some((TokenPos(at), len)))?;
         let (place, len) = (from.u8()?, usize::try_from(from.u64()?).ok()?);
@@ -246,7 +247,7 @@ impl State {
             2 => Some((Place::Near, len)),
             _ => return None,
         };
-        let timeline = TimelineState { next, floor, shift, gap, recalled };
+        let timeline = TimelineState { next, shift, gap, recalled, hidden_before };
         let awaits_answer = from.u8()? != 0;
         let n_documents = from.u32()?;
         let mut document = || {
