@@ -11,7 +11,9 @@ use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
     BlockFilter, Distance, Gate, KvType as MemoryType, Neighbours, RecallOrder, Role, Strategy,
 };
-use everstream_runtime::{Insertion, Policy, RecallConfig, SamplerConfig, SessionConfig};
+use everstream_runtime::{
+    DocumentContext, Insertion, Policy, RecallConfig, SamplerConfig, SessionConfig,
+};
 
 use crate::examples;
 
@@ -120,7 +122,7 @@ pub(crate) struct RecallArgs {
     /// Tokens of recalled context
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) context_tokens: usize,
-    /// Which blocks are recalled: nearest, hybrid, mmr, max-distance, or the controls random,
+    /// Which blocks are recalled: nearest, hybrid, fusion, attention, mmr, max-distance, or the controls random,
     /// farthest and recent (open the gate for these)
     #[arg(long, value_name = "NAME", default_value = "nearest", value_parser = strategy)]
     pub(crate) strategy: Arc<dyn Strategy>,
@@ -280,6 +282,11 @@ fn strategy(name: &str) -> Result<Arc<dyn Strategy>, String> {
     let all = everstream_runtime::memory::strategy::ALL;
     let found = everstream_runtime::memory::strategy::by_name(name);
     found.ok_or_else(|| format!("use {}", all.join(", ")))
+}
+
+fn document_context(name: &str) -> Result<DocumentContext, String> {
+    let found = DocumentContext::ALL.into_iter().find(|context| context.name() == name);
+    found.ok_or_else(|| "use stream or paragraph".to_owned())
 }
 
 fn neighbours(name: &str) -> Result<Neighbours, String> {
@@ -499,6 +506,10 @@ pub(crate) struct ChatArgs {
     /// measured to remember best. What a session has read of a file is not read again
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) ingest: Vec<PathBuf>,
+    /// What these texts see when they are read: stream is sinks and window; paragraph is sinks and
+    /// their own paragraph, so that keys and values fit any other place
+    #[arg(long, value_name = "WHAT", default_value = "paragraph", value_parser = document_context)]
+    pub(crate) ingest_context: DocumentContext,
     /// Print one JSON object for each turn
     #[arg(long)]
     pub(crate) json: bool,

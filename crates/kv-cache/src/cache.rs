@@ -67,6 +67,8 @@ pub struct KvCache {
     planned: Vec<RowPlan>,
     /// How many of them extend the stream: all, or none.
     n_appended: usize,
+    /// The last of them before which everything is hidden.
+    last_start: Option<TokenPos>,
 }
 
 impl KvCache {
@@ -93,6 +95,7 @@ impl KvCache {
             layers: (0..config.n_layers).map(|_| layer()).collect(),
             planned: Vec::with_capacity(config.chunk_tokens.min(4096)),
             n_appended: 0,
+            last_start: None,
         })
     }
 
@@ -136,24 +139,26 @@ impl KvCache {
     }
 
     /// Plans the next `n_tokens`, of which at most [`Timeline::next_chunk`] go at once; a recall
-    /// that the window has passed moves to `between` first. Until [`KvCache::commit`] the stream
-    /// is as it was.
+    /// that the window has passed moves to `between` first. From each of `starts` on, what the
+    /// window holds before it is hidden: [`Timeline::plan`]. Until [`KvCache::commit`] the stream is
+    /// as it was.
     ///
     /// # Errors
     ///
     /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
-    pub fn begin(&mut self, n_tokens: usize) -> Result<(), CacheError> {
+    pub fn begin(&mut self, n_tokens: usize, starts: &[TokenPos]) -> Result<(), CacheError> {
         self.planned.clear();
         if self.timeline.is_move_due() {
             let mut moved = self.timeline.clone();
             moved.move_between();
-            moved.plan(n_tokens, &mut self.planned)?;
+            moved.plan(n_tokens, starts, &mut self.planned)?;
             self.timeline = moved;
             self.rotate_recalled();
         } else {
-            self.timeline.plan(n_tokens, &mut self.planned)?;
+            self.timeline.plan(n_tokens, starts, &mut self.planned)?;
         }
         self.n_appended = n_tokens;
+        self.last_start = starts.last().copied();
         Ok(())
     }
 
@@ -165,7 +170,7 @@ impl KvCache {
     /// [`CacheError::NotRecalled`], see [`Timeline::plan_recalled`].
     pub fn begin_recalled(&mut self, rows: &[usize]) -> Result<(), CacheError> {
         self.planned.clear();
-        self.n_appended = 0;
+        (self.n_appended, self.last_start) = (0, None);
         self.timeline.plan_recalled(rows, &mut self.planned)
     }
 
@@ -184,11 +189,14 @@ impl KvCache {
     /// [`KvCache::begin`] are the end of the stream now.
     pub fn commit(&mut self) {
         self.timeline.advance(self.n_appended);
+        if let Some(start) = self.last_start.take() {
+            self.timeline.hide_before(start);
+        }
         self.planned.clear();
         self.n_appended = 0;
     }
 
-    /// Hides the tokens of the window before `token` until the recall ends:
+    /// Hides the tokens of the window before `token` until the next recall ends:
     /// [`Timeline::hide_before`].
     pub fn hide_before(&mut self, token: TokenPos) {
         self.timeline.hide_before(token);

@@ -126,7 +126,7 @@ pub struct Timeline {
     shift: u64,
     gap: Option<Gap>,
     recalled: Option<Recalled>,
-    /// Tokens before this one (and after the sinks) are not seen while something is recalled.
+    /// Tokens before this one (and after the sinks) are not seen for now.
     hidden_before: TokenPos,
 }
 
@@ -225,7 +225,7 @@ impl Timeline {
             sinks: self.next.min(self.first_of_window()).0 as usize,
             clusters: 0,
             recalled: self.recalled.map_or(0, |r| r.len),
-            window: self.next.since(self.oldest_visible(self.next)),
+            window: self.next.since(self.oldest_seen(self.next, self.hidden_before)),
         }
     }
 
@@ -301,15 +301,30 @@ impl Timeline {
         Ok(())
     }
 
-    /// Plans the next `n_tokens`; [`Timeline::advance`] makes it so.
+    /// Plans the next `n_tokens`; [`Timeline::advance`] makes it so. From each of `starts` on, the
+    /// tokens of the window before it are hidden, as by [`Timeline::hide_before`], which the caller
+    /// calls for the last of them after `advance`. Not while something is recalled `near`.
     ///
     /// # Errors
     ///
     /// As [`Timeline::check`]; `rows` is then untouched.
-    pub fn plan(&self, n_tokens: usize, rows: &mut Vec<RowPlan>) -> Result<(), CacheError> {
+    pub fn plan(
+        &self,
+        n_tokens: usize,
+        starts: &[TokenPos],
+        rows: &mut Vec<RowPlan>,
+    ) -> Result<(), CacheError> {
         self.check(n_tokens)?;
+        debug_assert!(starts.is_empty() || self.gap.is_none(), "a hole behind what is recalled");
         rows.clear();
-        rows.extend((0..n_tokens).map(|i| self.row(self.next.after(i))));
+        let mut hidden_before = self.hidden_before;
+        rows.extend((0..n_tokens).map(|i| {
+            let token = self.next.after(i);
+            if starts.contains(&token) {
+                hidden_before = token;
+            }
+            self.row(token, hidden_before)
+        }));
         Ok(())
     }
 
@@ -365,11 +380,7 @@ impl Timeline {
         let is_gap_right = gap.is_none_or(|(at, len)| {
             recalled == Some((Place::Near, len)) && at <= next && len as u64 <= shift
         });
-        let can_hide = match (recalled, gap) {
-            (None, _) => hidden_before == TokenPos(0),
-            (Some(_), Some((at, _))) => hidden_before <= at,
-            (Some(_), None) => hidden_before <= next,
-        };
+        let can_hide = hidden_before <= gap.map_or(next, |(at, _)| at);
         // Positions are added to each other; far below the limit nothing wraps.
         let is_small = next.0 < 1 << 62 && shift < 1 << 62;
         let is_full = !self.policy.evicts()
@@ -400,13 +411,11 @@ impl Timeline {
         self.next = self.next.after(n_tokens);
     }
 
-    /// Hides the tokens of the window before `token` until the recall ends; without one, nothing.
-    /// They keep their rows, and are seen again afterwards. What follows a recall `near` is never
-    /// hidden: there is no hole between a query and what was recalled for it.
+    /// Hides the tokens of the window before `token`, and none but those, until the next recall
+    /// ends. They keep their rows, and are seen again afterwards. What follows a recall `near` is
+    /// never hidden: there is no hole between a query and what was recalled for it.
     pub fn hide_before(&mut self, token: TokenPos) {
-        if self.recalled.is_some() {
-            self.hidden_before = token.min(self.gap.map_or(self.next, |gap| gap.at));
-        }
+        self.hidden_before = token.min(self.gap.map_or(self.next, |gap| gap.at));
     }
 
     /// Opens the recalled section for `len` tokens.
@@ -471,8 +480,8 @@ impl Timeline {
     }
 
     /// The oldest token after the sinks that the query at `query` sees.
-    fn oldest_visible(&self, query: TokenPos) -> TokenPos {
-        self.oldest_kept(query).max(self.hidden_before.min(query))
+    fn oldest_seen(&self, query: TokenPos, hidden_before: TokenPos) -> TokenPos {
+        self.oldest_kept(query).max(hidden_before.min(query))
     }
 
     /// The same, or would see if nothing were hidden.
@@ -483,7 +492,7 @@ impl Timeline {
         self.policy.oldest_visible(query).min(query)
     }
 
-    fn row(&self, token: TokenPos) -> RowPlan {
+    fn row(&self, token: TokenPos, hidden_before: TokenPos) -> RowPlan {
         let n_sink = self.policy.n_sink();
         let mut spans = Spans::new();
         let window_pos = self.window_pos(token);
@@ -492,7 +501,7 @@ impl Timeline {
             spans.add(0, token.0 as usize + 1, QueryForm::Window);
         } else {
             spans.add(0, n_sink, QueryForm::Cache);
-            let oldest = self.oldest_visible(token);
+            let oldest = self.oldest_seen(token, hidden_before);
             let mut before_window = n_sink;
             if let Some(recalled) = self.recalled {
                 let form = match recalled.place {

@@ -20,14 +20,16 @@ struct Stream {
     n_tokens: usize,
     /// What is recalled, where, and how long the stream was then.
     recall: Option<(Place, usize, Vec<Item>)>,
-    /// Tokens before this one are hidden while something is recalled.
+    /// Tokens before this one are hidden from the next query.
     hidden_before: usize,
+    /// The same for each token of the stream.
+    hidden_of: Vec<usize>,
 }
 
 impl Stream {
     /// What the query at `t` sees, in order; itself last.
     fn cache_of(&self, t: usize) -> Vec<Item> {
-        let hidden_before = if self.recall.is_some() { self.hidden_before } else { 0 };
+        let hidden_before = self.hidden_of.get(t).copied().unwrap_or(self.hidden_before);
         let window = self.window_of(t).filter(|&p| p == t || p >= hidden_before);
         let (place, at, recalled) = match &self.recall {
             Some((place, at, items)) if t >= self.n_sink => (*place, *at, &items[..]),
@@ -73,7 +75,14 @@ impl Run {
         let (n_sink, window) = (policy.n_sink(), policy.window_tokens());
         let timeline = Timeline::new(policy, recall_tokens, chunk_tokens).unwrap();
         let rows = vec![None; timeline.n_slots()];
-        let stream = Stream { n_sink, window, n_tokens: 0, recall: None, hidden_before: 0 };
+        let stream = Stream {
+            n_sink,
+            window,
+            n_tokens: 0,
+            recall: None,
+            hidden_before: 0,
+            hidden_of: Vec::new(),
+        };
         Self { timeline, stream, rows, n_recalls: 0, is_near: false }
     }
 
@@ -87,6 +96,10 @@ impl Run {
 
     /// As [`crate::KvCache`] does it: move if due, plan, fill all rows, look, commit.
     fn append(&mut self, n_tokens: usize) -> Vec<RowPlan> {
+        self.append_with(n_tokens, &[])
+    }
+
+    fn append_with(&mut self, n_tokens: usize, starts: &[usize]) -> Vec<RowPlan> {
         let passed = self.is_near && self.stream.window_has_passed(self.len());
         assert_eq!(self.timeline.is_move_due(), passed, "{self:?}");
         if passed {
@@ -95,14 +108,22 @@ impl Run {
             self.is_near = false;
         }
         let mut plan = Vec::new();
-        self.timeline.plan(n_tokens, &mut plan).unwrap();
+        let positions: Vec<_> = starts.iter().map(|&start| TokenPos(start as u64)).collect();
+        self.timeline.plan(n_tokens, &positions, &mut plan).unwrap();
         assert_eq!(plan.len(), n_tokens);
         for row in &plan {
             let item = Item::Token(row.token.0 as usize);
             self.rows[row.slot.0 as usize] = Some((item, row.window_pos));
+            if let Some(&start) = starts.iter().find(|&&start| start as u64 == row.token.0) {
+                self.stream.hidden_before = start;
+            }
+            self.stream.hidden_of.push(self.stream.hidden_before);
         }
         plan.iter().for_each(|row| self.check_row(row));
         self.timeline.advance(n_tokens);
+        if let Some(&start) = positions.last() {
+            self.timeline.hide_before(start);
+        }
         self.stream.n_tokens += n_tokens;
         self.check_state();
         plan
@@ -132,7 +153,6 @@ impl Run {
             let item = |i| Item::Recalled(self.n_recalls, i);
             self.stream.recall = Some((place, self.len(), (0..len).map(item).collect()));
             self.is_near = place == Place::Near;
-            self.stream.hidden_before = 0;
             self.rotate_recalled();
         }
         self.check_state();
@@ -154,7 +174,7 @@ impl Run {
             self.rows[slot] =
                 Some((Item::Token(p as usize), self.timeline.window_pos(TokenPos(p))));
         }
-        self.stream.recall = None;
+        (self.stream.recall, self.stream.hidden_before) = (None, 0);
         self.is_near = false;
         self.check_state();
     }
@@ -257,6 +277,12 @@ fn random_step(run: &mut Run, rng: &mut Rng) {
         1 => run.end_recall(),
         2 if rng.below(4) == 0 => run.hide_before(rng.below(run.len() + 3)),
         3 => run.append_all(1 + rng.below(40)),
+        4 if !run.is_near => {
+            let n = 1 + rng.below(run.longest_chunk(usize::MAX));
+            let starts = [run.len() + rng.below(n), run.len() + n - 1];
+            run.append_with(n, &starts[usize::from(starts[0] == starts[1])..]);
+            return;
+        }
         _ => {
             let longest = run.longest_chunk(usize::MAX);
             run.append(1 + rng.below(longest));

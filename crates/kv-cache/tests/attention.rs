@@ -119,7 +119,7 @@ impl Run {
     }
 
     fn append(&mut self, n_tokens: usize) {
-        self.cache.begin(n_tokens).unwrap();
+        self.cache.begin(n_tokens, &[]).unwrap();
         let rows = self.cache.rows().to_vec();
         let rope = Rope::new(BASE, DIM);
         let rotate = |position: u64, x: &[f32], scale: f32| {
@@ -293,7 +293,7 @@ fn a_hundred_thousand_tokens_in_the_same_slots() {
     let mut timeline = Timeline::new(policy, 300, 256).unwrap();
     let mut rows = Vec::new();
     while timeline.next() < TokenPos(100_000) {
-        timeline.plan(250, &mut rows).unwrap();
+        timeline.plan(250, &[], &mut rows).unwrap();
         for row in &rows {
             assert!((row.slot.0 as usize) < 4 + 300 + 508 + 256, "{row:?}");
             assert!(row.spans.iter().all(|s| s.first + s.len <= timeline.n_slots()), "{row:?}");

@@ -26,14 +26,14 @@ fn timeline(policy: impl EvictionPolicy + 'static, recall: usize, chunk: usize) 
 fn chunks_that_a_timeline_refuses() {
     let mut t = timeline(SinkWindow { n_sink: 4, window_tokens: 8 }, 6, 5);
     for n_tokens in [0, 6, usize::MAX] {
-        let error = refused(&mut t, |t| t.plan(n_tokens, &mut Vec::new()));
+        let error = refused(&mut t, |t| t.plan(n_tokens, &[], &mut Vec::new()));
         assert_eq!(error, CacheError::ChunkTooLong { n_tokens, limit: 5 });
     }
     let mut t = timeline(NeverEvict { n_sink: 1, max_tokens: 7 }, 0, 4);
     t.advance(5);
-    let error = refused(&mut t, |t| t.plan(3, &mut Vec::new()));
+    let error = refused(&mut t, |t| t.plan(3, &[], &mut Vec::new()));
     assert_eq!(error, CacheError::Full { n_tokens: 8, capacity: 7 });
-    t.plan(2, &mut Vec::new()).unwrap();
+    t.plan(2, &[], &mut Vec::new()).unwrap();
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_chunk_over_the_place_where_a_recall_moves_is_refused() {
     t.begin_recall(Place::Near, 2).unwrap();
     // The query at 8 sees 5, 6 and 7, and nothing that is older than the recall.
     assert_eq!(t.next_chunk(100), 3);
-    let error = refused(&mut t, |t| t.plan(4, &mut Vec::new()));
+    let error = refused(&mut t, |t| t.plan(4, &[], &mut Vec::new()));
     assert_eq!(error, CacheError::ChunkTooLong { n_tokens: 4, limit: 3 });
 }
 
@@ -88,7 +88,7 @@ fn cache(policy: impl EvictionPolicy + 'static, recall: usize, raw_keys: RawKeys
 
 fn append(cache: &mut KvCache, n_tokens: usize) {
     for _ in 0..n_tokens {
-        cache.begin(1).unwrap();
+        cache.begin(1, &[]).unwrap();
         let number = [cache.next().0 as f32; 16];
         let (rows, heads) = cache.planned(0);
         heads[0].write(rows[0].slot, &number, &number, &number);
@@ -113,7 +113,7 @@ impl KvSource for Ones {
 fn what_a_cache_refuses() {
     let mut c = cache(SinkWindow { n_sink: 2, window_tokens: 3 }, 4, RawKeys::Keep);
     append(&mut c, 8);
-    let error = refused(&mut c, |c| c.begin(5));
+    let error = refused(&mut c, |c| c.begin(5, &[]));
     assert_eq!(error, CacheError::ChunkTooLong { n_tokens: 5, limit: 4 });
     let error = refused(&mut c, |c| c.recall(Place::Near, &[&Ones(3), &Ones(2)]));
     assert_eq!(error, CacheError::RecallTooLarge { n_tokens: 5, capacity: 4 });
@@ -122,7 +122,7 @@ fn what_a_cache_refuses() {
     assert_eq!(error, CacheError::RecallActive { n_tokens: 4 });
     append(&mut c, 3);
     assert!(c.timeline().is_move_due());
-    let error = refused(&mut c, |c| c.begin(5));
+    let error = refused(&mut c, |c| c.begin(5, &[]));
     assert_eq!(error, CacheError::ChunkTooLong { n_tokens: 5, limit: 4 });
     append(&mut c, 1);
     assert!(!c.timeline().is_move_due());
@@ -132,9 +132,9 @@ fn what_a_cache_refuses() {
 fn a_dense_cache_that_is_full() {
     let mut c = cache(NeverEvict { n_sink: 0, max_tokens: 6 }, 0, RawKeys::Drop);
     append(&mut c, 5);
-    assert_eq!(refused(&mut c, |c| c.begin(2)), CacheError::Full { n_tokens: 7, capacity: 6 });
+    assert_eq!(refused(&mut c, |c| c.begin(2, &[])), CacheError::Full { n_tokens: 7, capacity: 6 });
     append(&mut c, 1);
-    assert_eq!(refused(&mut c, |c| c.begin(1)), CacheError::Full { n_tokens: 7, capacity: 6 });
+    assert_eq!(refused(&mut c, |c| c.begin(1, &[])), CacheError::Full { n_tokens: 7, capacity: 6 });
 }
 
 #[test]

@@ -128,5 +128,8 @@ pub use store::{
     DiskStore, Maker, Overlay, RamStore, SessionFolder, StoreError, check_held, check_name,
     check_order, write_whole,
 };
-pub use strategy::{Farthest, Hybrid, MaxDistance, Mmr, Nearest, Query, Random, Recent, Strategy};
+pub use strategy::{
+    Attention, Farthest, Fusion, Hybrid, MaxDistance, Mmr, ModelQueries, Nearest, Query, Random,
+    Recent, Strategy,
+};
 pub use words::WordIndex;

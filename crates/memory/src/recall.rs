@@ -8,6 +8,7 @@ use everstream_kv_cache::{TokenPos, range_len};
 
 use crate::block::{Block, BlockId, Role};
 use crate::store::BlockMeta;
+use crate::strategy::ModelQueries;
 
 /// The order in which recalled blocks come back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub struct RecallRequest<'a> {
     pub query: &'a str,
     /// Its embedding, if it is known already.
     pub embedding: Option<&'a [f32]>,
+    /// What the model asks for, for strategies that [need](crate::Strategy::needs_queries) it.
+    pub queries: Option<&'a ModelQueries>,
     /// What has left the window: from the end of the sinks to the start of the window. Only this
     /// part of the stream is recalled.
     pub evicted: Range<TokenPos>,
@@ -105,6 +108,7 @@ impl<'a> RecallRequest<'a> {
         Self {
             query,
             embedding: None,
+            queries: None,
             evicted,
             max_tokens: 300,
             max_blocks: 4,

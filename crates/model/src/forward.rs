@@ -10,7 +10,7 @@ use std::ops::Range;
 use everstream_kernels::{
     Activations, Product, Rotation, add_assign, dequantize, matmul, rms_norm, silu_mul,
 };
-use everstream_kv_cache::{CacheError, KvCache};
+use everstream_kv_cache::{CacheError, KvCache, TokenPos};
 
 use crate::model::Model;
 
@@ -19,6 +19,8 @@ use crate::model::Model;
 pub struct Sequence<'a> {
     tokens: &'a [u32],
     cache: &'a mut KvCache,
+    /// Tokens that see nothing of the window before them.
+    starts: &'a [TokenPos],
     /// Rows of the recalled section; `None` for the end of the stream.
     recalled: Option<&'a [usize]>,
 }
@@ -28,7 +30,14 @@ impl<'a> Sequence<'a> {
     /// [`Timeline::next_chunk`](everstream_kv_cache::Timeline::next_chunk).
     #[must_use]
     pub fn new(tokens: &'a [u32], cache: &'a mut KvCache) -> Self {
-        Self { tokens, cache, recalled: None }
+        Self { tokens, cache, starts: &[], recalled: None }
+    }
+
+    /// From each of `starts` on, what the window holds before it is hidden: see
+    /// [`KvCache::begin`].
+    #[must_use]
+    pub fn with_starts(self, starts: &'a [TokenPos]) -> Self {
+        Self { starts, ..self }
     }
 
     /// Tokens that stand in rows of the recalled section, to be computed again: see
@@ -40,7 +49,7 @@ impl<'a> Sequence<'a> {
     #[must_use]
     pub fn recalled(tokens: &'a [u32], rows: &'a [usize], cache: &'a mut KvCache) -> Self {
         assert_eq!(tokens.len(), rows.len(), "one token for each row");
-        Self { tokens, cache, recalled: Some(rows) }
+        Self { tokens, cache, starts: &[], recalled: Some(rows) }
     }
 
     fn check(&self) -> Result<(), CacheError> {
@@ -53,7 +62,7 @@ impl<'a> Sequence<'a> {
     fn begin(&mut self) -> Result<(), CacheError> {
         match self.recalled {
             Some(rows) => self.cache.begin_recalled(rows),
-            None => self.cache.begin(self.tokens.len()),
+            None => self.cache.begin(self.tokens.len(), self.starts),
         }
     }
 }
@@ -109,6 +118,8 @@ pub struct Workspace {
     /// Input of the output matrix: as many rows as logits are asked for at once.
     last: Activations,
     logits: Vec<f32>,
+    /// Of each layer the queries of the last batch, if somebody asked for them.
+    kept_queries: Option<Vec<Vec<f32>>>,
 }
 
 impl Model {
@@ -155,6 +166,7 @@ impl Model {
                 ws.k.chunks_exact_mut(k.len()).for_each(|row| add_assign(row, k));
                 ws.v.chunks_exact_mut(v.len()).for_each(|row| add_assign(row, v));
             }
+            ws.keep_queries(layer);
             self.rotate_queries(ws);
             self.append_keys(ws, batch, layer);
             self.attend(ws, batch, layer);
@@ -338,6 +350,26 @@ impl Workspace {
     #[must_use]
     pub fn n_rows(&self) -> usize {
         self.normed.n_rows()
+    }
+
+    /// Keeps the queries of the batches that follow, or no longer.
+    pub fn set_keep_queries(&mut self, keep: bool) {
+        self.kept_queries = keep.then(Vec::new);
+    }
+
+    /// The queries of the last batch, before rotation, of each layer `[n_rows, n_heads * head_dim]`;
+    /// empty unless they were asked for.
+    #[must_use]
+    pub fn queries(&self) -> &[Vec<f32>] {
+        self.kept_queries.as_deref().unwrap_or_default()
+    }
+
+    fn keep_queries(&mut self, layer: usize) {
+        let Some(kept) = &mut self.kept_queries else { return };
+        if kept.len() <= layer {
+            kept.resize_with(layer + 1, Vec::new);
+        }
+        kept[layer].clone_from(&self.q);
     }
 
     /// Sizes the buffers for a batch.

@@ -15,7 +15,9 @@ use everstream_runtime::memory::{
     RecalledBlock, SessionFolder,
 };
 use everstream_runtime::model::Model;
-use everstream_runtime::{Origin, Policy, Session, SessionConfig, Storage};
+use everstream_runtime::{
+    Insertion, Origin, Policy, RecallConfig, Session, SessionConfig, Storage,
+};
 
 #[path = "common/books.rs"]
 mod books;
@@ -23,6 +25,8 @@ mod common;
 
 const ROUNDS: usize = 7;
 const RECALLED: usize = 300;
+/// Tokens that are read one by one in a round.
+const DECODED: usize = 64;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -38,6 +42,7 @@ fn main() -> anyhow::Result<()> {
     let text = books::book("Middlemarch")?;
     println!("\n{}, {} threads, {} rounds", model.config().name, model.n_threads(), ROUNDS);
     reinsertion(&model, &text)?;
+    decoding(&model, &encoder, &text)?;
     reading(&model, &encoder, &text, n_tokens)?;
     Ok(())
 }
@@ -83,8 +88,14 @@ fn reinsertion(model: &Arc<Model>, text: &str) -> anyhow::Result<()> {
         let mut session = open(model, &encoder, config(memory_type), data.path())?;
         session.append(tokens, Origin::file("text"))?;
         session.save()?;
-        for place in [Place::Near, Place::Between] {
-            session.set_recall(everstream_runtime::RecallConfig { place, ..Default::default() });
+        let ways = [
+            (Place::Near, Insertion::Kv),
+            (Place::Between, Insertion::Kv),
+            (Place::Near, Insertion::Repair),
+            (Place::Near, Insertion::Tokens),
+        ];
+        for (place, insertion) in ways {
+            session.set_recall(RecallConfig { place, insertion, ..Default::default() });
             let orders = orders(&session)?;
             let recall = read(&session, &orders)?;
             let ram = times(&mut || {
@@ -94,7 +105,8 @@ fn reinsertion(model: &Arc<Model>, text: &str) -> anyhow::Result<()> {
                 branch.insert(recall)?;
                 Ok(start.elapsed())
             })?;
-            let label = format!("{}, {place:?}", memory_type.name()).to_lowercase();
+            let (memory_type, place) = (memory_type.name(), format!("{place:?}").to_lowercase());
+            let label = format!("{memory_type}, `{place}`, `{}`", insertion.name());
             println!("| {label}, from RAM | {} | {:.0} |", ms(&ram), ratio(&prefill, &ram));
         }
         let orders = orders(&session)?;
@@ -160,6 +172,51 @@ fn read(session: &Session, orders: &[usize]) -> anyhow::Result<Recall> {
         recall.blocks.push(RecalledBlock::whole(memory.block(order)?, 0.0));
     }
     Ok(recall)
+}
+
+/// Time of a token that is read alone, in streams of equal budget with and without a memory on
+/// disk. What is stored is embedded after the answer, which is not part of it.
+fn decoding(model: &Arc<Model>, encoder: &Arc<dyn Embedder>, text: &str) -> anyhow::Result<()> {
+    let tokens = everstream_runtime::encode(model, text)?;
+    let sink = |window_tokens| {
+        let config = SessionConfig { policy: Policy::Sink, window_tokens, ..config(KvType::Q8) };
+        Session::new(Arc::clone(model), None, config)
+    };
+    let folders = [tempfile::tempdir()?, tempfile::tempdir()?];
+    let remember = |data: &Path| open(model, encoder, config(KvType::Q8), data);
+    let mut rows = [
+        ("sink, 4 + 512", sink(512)?, Vec::new()),
+        ("remember, nothing recalled", remember(folders[0].path())?, Vec::new()),
+        ("sink, 4 + 512 + 300", sink(512 + RECALLED)?, Vec::new()),
+        ("remember, up to 300 recalled", remember(folders[1].path())?, Vec::new()),
+    ];
+    for (_, session, _) in &mut rows {
+        session.append(&tokens[..1500], Origin::file("text"))?;
+        session.end_turn()?;
+    }
+    let orders = orders(&rows[3].1)?;
+    let recall = read(&rows[3].1, &orders)?;
+    rows[3].1.insert(recall)?;
+    let mut order = [0, 1, 2, 3];
+    let mut rng = fastrand::Rng::with_seed(1);
+    for round in tokens[1500..].chunks_exact(DECODED).take(2 * ROUNDS + 1) {
+        rng.shuffle(&mut order);
+        for i in order {
+            let (_, session, times) = &mut rows[i];
+            let start = Instant::now();
+            for token in round {
+                session.append(&[*token], Origin::file("text"))?;
+            }
+            times.push(start.elapsed() / DECODED as u32);
+        }
+    }
+    println!("\n| tokens one by one | ms each, median (smallest..largest) | more time |");
+    println!("|---|---|---|");
+    for (i, (label, _, times)) in rows.iter().enumerate() {
+        let more = 100.0 * (ratio(times, &rows[i / 2 * 2].2) - 1.0);
+        println!("| {label} | {} | {more:+.1} % |", ms(times));
+    }
+    Ok(())
 }
 
 /// Tokens per second of reading: without memory, with blocks in RAM and on disk, and with all.

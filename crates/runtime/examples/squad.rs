@@ -20,7 +20,8 @@ use everstream_runtime::memory::{
 };
 use everstream_runtime::model::Model;
 use everstream_runtime::{
-    GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session, SessionConfig, encode,
+    DocumentContext, GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session,
+    SessionConfig, encode,
 };
 use serde::Deserialize;
 
@@ -80,6 +81,8 @@ struct Row {
     label: String,
     sees: Sees,
     recall: RecallConfig,
+    /// What the paragraphs saw when they were read.
+    context: DocumentContext,
 }
 
 /// The table that is made if no rows are asked for.
@@ -110,10 +113,10 @@ const ROWS: [&str; 21] = [
 impl Row {
     /// Reads a label: `alone`, `dense`, `sink`, or what is recalled (`gold`, or a strategy and a
     /// number of blocks), in front of it `text` if its text is read, behind it any of `between`,
-    /// `stream`, `tokens`, `repair`, `gate=D`, `neighbours=N|paragraph`, `window=N`, `block=N`.
+    /// `stream`, `tokens`, `repair`, `gate=D`, `neighbours=N|paragraph`, `apart`, `window=N`, `block=N`.
     fn parse(label: &str) -> anyhow::Result<Self> {
         let mut recall = RecallConfig::default();
-        let mut sees = Sees::Recalled;
+        let (mut sees, mut context) = (Sees::Recalled, DocumentContext::default());
         for word in label.split_whitespace() {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
             match name {
@@ -131,13 +134,21 @@ impl Row {
                     recall.neighbours =
                         Neighbours::by_name(value).context("neighbours=N|paragraph")?;
                 }
+                "apart" => context = DocumentContext::Paragraph,
                 "window" => recall.window = Some(value.parse()?),
                 "block" => recall.sizes = block_sizes(value.parse()?)?,
                 _ if name.parse::<usize>().is_ok() => recall.max_blocks = name.parse()?,
                 _ => recall.strategy = by_name(name).with_context(|| format!("unknown: {name}"))?,
             }
         }
-        Ok(Self { label: label.to_owned(), sees, recall })
+        Ok(Self { label: label.to_owned(), sees, recall, context })
+    }
+}
+
+impl Row {
+    /// Rows of the same value share streams.
+    fn reading(&self) -> (BlockSizes, DocumentContext) {
+        (self.recall.sizes, self.context)
     }
 }
 
@@ -249,8 +260,8 @@ struct Stage<'a> {
     stream: &'a Stream,
     dense: Option<Session>,
     sink: Option<Session>,
-    /// One for each size of blocks.
-    remember: Vec<(BlockSizes, Session)>,
+    /// One for each size of blocks and context of paragraphs.
+    remember: Vec<((BlockSizes, DocumentContext), Session)>,
     /// Where each paragraph lies.
     ranges: Vec<Range<u64>>,
 }
@@ -279,11 +290,14 @@ impl<'a> Stage<'a> {
                     let config = SessionConfig { window_tokens: 812, ..config(Policy::Sink) };
                     stage.sink = Some(read(config)?);
                 }
-                _ if stage.remember.iter().any(|(sizes, _)| *sizes == row.recall.sizes) => {}
+                _ if stage.remember.iter().any(|(read, _)| *read == row.reading()) => {}
                 _ => {
-                    let config =
-                        SessionConfig { recall: row.recall.clone(), ..config(Policy::Remember) };
-                    stage.remember.push((row.recall.sizes, read(config)?));
+                    let config = SessionConfig {
+                        recall: row.recall.clone(),
+                        document_context: row.context,
+                        ..config(Policy::Remember)
+                    };
+                    stage.remember.push((row.reading(), read(config)?));
                 }
             }
         }
@@ -332,8 +346,8 @@ impl<'a> Stage<'a> {
             Sees::Sink => return Ok((branch(&self.sink)?, false)),
             Sees::Gold | Sees::Recalled | Sees::Text => {}
         }
-        let of_size = self.remember.iter().find(|(sizes, _)| *sizes == row.recall.sizes);
-        let mut session = of_size.context("not read")?.1.branch()?;
+        let read = self.remember.iter().find(|(read, _)| *read == row.reading());
+        let mut session = read.context("not read")?.1.branch()?;
         session.set_recall(row.recall.clone());
         if let Sees::Gold = row.sees {
             session.insert(blocks_of(session.memory().context("it remembers")?, &gold)?)?;
@@ -363,11 +377,12 @@ fn read(
     paragraphs: &[String],
 ) -> anyhow::Result<Session> {
     let mut session = Session::new(Arc::clone(model), Some(Arc::clone(encoder)), config)?;
-    for paragraph in paragraphs {
-        let tokens = session.encode(&format!("{paragraph}\n\n"))?;
-        session.append(&tokens, Origin::turn(Role::Document))?;
-    }
-    session.end_turn()?;
+    let text: String = paragraphs.iter().map(|paragraph| format!("{paragraph}\n\n")).collect();
+    session.ingest(
+        &text,
+        Origin::turn(Role::Document),
+        &mut |_, _, _| ControlFlow::Continue(()),
+    )?;
     Ok(session)
 }
 

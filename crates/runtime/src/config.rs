@@ -88,6 +88,36 @@ impl Insertion {
     }
 }
 
+/// What the tokens of a document see when they are read.
+///
+/// Keys and values hold something of all that their token saw. Those of a paragraph that saw others
+/// fit behind those others only; those of one that saw the sinks alone fit anywhere.
+///
+/// Source: Lu et al., "TurboRAG: Accelerating Retrieval-Augmented Generation with Precomputed KV
+/// Caches for Chunked Text", 2024, arXiv:2410.07590, who compute chunks apart before they are needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DocumentContext {
+    /// Sinks and window, as all else.
+    #[default]
+    Stream,
+    /// Sinks and their own paragraph.
+    Paragraph,
+}
+
+impl DocumentContext {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Stream, Self::Paragraph];
+
+    /// The name on the command line and in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Paragraph => "paragraph",
+        }
+    }
+}
+
 /// Capacities and settings of a [`Session`](crate::Session).
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -109,6 +139,8 @@ pub struct SessionConfig {
     pub kv_type: KvType,
     /// Storage type of keys and values in the memory, of `remember`.
     pub memory_type: MemoryType,
+    /// What documents see that `remember` reads.
+    pub document_context: DocumentContext,
     /// What `remember` finds blocks with.
     pub index: Arc<dyn MakeIndex>,
     /// How `remember` recalls.
@@ -182,6 +214,7 @@ impl Default for SessionConfig {
             max_tokens: 8192,
             kv_type: KvType::default(),
             memory_type: MemoryType::default(),
+            document_context: DocumentContext::default(),
             index: Arc::new(MakeExact::default()),
             recall: RecallConfig::default(),
         }

@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 
+use everstream_kv_cache::TokenPos;
 use sha2::{Digest, Sha256};
 
 use crate::saved::Event;
-use crate::session::QUERY_TOKENS;
-use crate::{Observer, Origin, Session, SessionError};
+use crate::session::{QUERY_TOKENS, within};
+use crate::{DocumentContext, Observer, Origin, Policy, Session, SessionError};
 
 /// How far a document was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +125,10 @@ impl Session {
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
         self.check_dense(tokens.len() - n_read)?;
+        let starts = match self.reads_apart() && observer.is_none() {
+            true => self.paragraph_starts(tokens, n_read)?,
+            false => Vec::new(),
+        };
         let mut read = Ok(());
         while read.is_ok() && n_read < tokens.len() {
             let n = self.next_chunk(tokens.len() - n_read);
@@ -132,7 +137,8 @@ impl Session {
             let n = self.next_chunk(n);
             let chunk = &tokens[n_read..n_read + n];
             if read.is_ok() {
-                read = self.read_chunk(chunk, origin, observer.as_deref_mut());
+                let starts = within(&starts, &(n_read..n_read + n));
+                read = self.read_chunk(chunk, &starts, origin, observer.as_deref_mut());
             }
             if read.is_ok() {
                 n_read += n;
@@ -143,6 +149,45 @@ impl Session {
         }
         self.predict_after(read)?;
         Ok(n_read)
+    }
+
+    /// Whether paragraphs of documents do not see each other: their keys and values are kept, and
+    /// nothing else stands between the sinks and them.
+    fn reads_apart(&self) -> bool {
+        self.config.policy == Policy::Remember
+            && self.config.document_context == DocumentContext::Paragraph
+            && !self.config.recall.on_ingest
+    }
+
+    /// Which tokens begin a paragraph, and the first one if it is not in the middle of one. Short
+    /// paragraphs are joined as blocks join them. A recall ends here: it would be seen.
+    fn paragraph_starts(
+        &mut self,
+        tokens: &[u32],
+        n_read: usize,
+    ) -> Result<Vec<usize>, SessionError> {
+        if self.last_recall.as_ref().is_some_and(|recall| !recall.is_empty()) {
+            self.log(|| Event::EndRecall)?;
+            self.end_recall();
+        }
+        let least = self.config.recall.sizes.target() / 3;
+        let is_inside = self.cache.timeline().state().hidden_before > TokenPos(0);
+        let mut starts: Vec<usize> = if is_inside { Vec::new() } else { vec![n_read] };
+        let (mut n_lines, mut first) = (0, n_read);
+        for (i, &id) in tokens.iter().enumerate().skip(n_read) {
+            let text = self.model.tokenizer().token_bytes(id);
+            let visible = text.iter().position(|byte| !byte.is_ascii_whitespace());
+            let lines = |text: &[u8]| text.iter().filter(|&&byte| byte == b'\n').count();
+            if visible.is_some() && n_lines >= 2 && i - first >= least {
+                starts.push(i);
+                first = i;
+            }
+            n_lines = match visible {
+                None => n_lines + lines(text),
+                Some(_) => lines(&text[text.trim_ascii_end().len()..]),
+            };
+        }
+        Ok(starts)
     }
 
     /// Recalls what is relevant to text that is about to be read, if that is asked for.

@@ -51,7 +51,7 @@ mod sampler;
 mod saved;
 mod session;
 
-pub use config::{Insertion, Policy, RecallConfig, SessionConfig};
+pub use config::{DocumentContext, Insertion, Policy, RecallConfig, SessionConfig};
 pub use error::SessionError;
 pub use footprint::CacheFootprint;
 pub use generate::{GenerateOptions, Generated, StopReason};

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use everstream_kv_cache::{KvSource, Place, TimelineState, TokenPos};
+use everstream_kv_cache::{KvCache, KvSource, NeverEvict, Place, TimelineState, TokenPos};
 use everstream_memory::{
-    Found, IndexError, MemoryError, NotRecalled, Recall, RecallOrder, RecallRequest, RecalledBlock,
-    RecalledText, TextSource,
+    Found, IndexError, MemoryError, ModelQueries, NotRecalled, Recall, RecallOrder, RecallRequest,
+    RecalledBlock, RecalledText, TextSource,
 };
-use everstream_model::Sequence;
+use everstream_model::{Sequence, Workspace};
 
-use crate::recorder::Rows;
+use crate::recorder::{Recorder, Rows};
 use crate::saved::Event;
 use crate::session::{QUERY_TOKENS, Session, shape};
 use crate::{Insertion, RecallConfig, SessionError};
@@ -89,6 +89,7 @@ impl Session {
         let pins = if has_sinks { self.pinned_texts()? } else { Vec::new() };
         let searches_texts = has_sinks && max_blocks > 0 && !query.trim().is_empty();
         let source = self.config.recall.texts.clone().filter(|_| searches_texts);
+        let queries = self.queries_of(&query)?;
         if let Some(recorder) = &mut self.recorder {
             recorder.settle(self.model.tokenizer(), &self.cache)?;
             let evicted = self.cache.timeline().evicted();
@@ -99,6 +100,7 @@ impl Session {
             let n_pinned = n_tokens(&pins);
             let request = RecallRequest {
                 embedding: embedding.as_deref(),
+                queries: queries.as_ref(),
                 max_tokens: self.config.context_tokens.saturating_sub(n_pinned),
                 max_blocks,
                 order: self.config.recall.order,
@@ -117,6 +119,28 @@ impl Session {
         }
         self.timings.recall += start.elapsed();
         Ok(self.last_recall.get_or_insert_default())
+    }
+
+    /// What the model asks for when it reads `text` alone, if the strategy looks at that.
+    fn queries_of(&self, text: &str) -> Result<Option<ModelQueries>, SessionError> {
+        let is_wanted = |recorder: &Recorder| recorder.memory.needs_queries();
+        if text.trim().is_empty() || !self.recorder.as_ref().is_some_and(is_wanted) {
+            return Ok(None);
+        }
+        // The first tokens of a text are sinks: they ask for nothing.
+        let first = self.encode("\n\n")?;
+        let mut tokens = self.encode(text)?;
+        tokens.truncate(QUERY_TOKENS);
+        tokens.splice(0..0, first.iter().copied());
+        let policy = Arc::new(NeverEvict { n_sink: 0, max_tokens: tokens.len() });
+        let mut cache = KvCache::new(&self.model.cache_config(policy, 0, tokens.len()))?;
+        let mut workspace = Workspace::default();
+        workspace.set_keep_queries(true);
+        self.model.forward(&mut workspace, &mut [Sequence::new(&tokens, &mut cache)])?;
+        let (n_heads, head_dim) = (self.model.config().n_heads, self.model.config().head_dim);
+        let of_text = |layer: &Vec<f32>| layer[first.len() * n_heads * head_dim..].to_vec();
+        let layers = workspace.queries().iter().map(of_text).collect();
+        Ok(Some(ModelQueries { n_heads, head_dim, layers }))
     }
 
     /// Adds what `source` has of the query. Of blocks and texts the nearest stay, as many and as long

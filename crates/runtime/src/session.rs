@@ -233,7 +233,7 @@ impl Session {
     /// [`SessionError`]; tokens before the chunk that failed stay in the stream, as
     /// [`Session::n_tokens`] says, and the prediction is what follows them.
     pub fn append(&mut self, tokens: &[u32], origin: Origin) -> Result<(), SessionError> {
-        let read = self.read_all(tokens, origin, None);
+        let read = self.read_all(tokens, &[], origin, None);
         self.predict_after(read)
     }
 
@@ -248,7 +248,7 @@ impl Session {
         origin: Origin,
         observer: &mut Observer<'_>,
     ) -> Result<(), SessionError> {
-        let read = self.read_all(tokens, origin, Some(observer));
+        let read = self.read_all(tokens, &[], origin, Some(observer));
         // Whoever observes has the last prediction made already.
         if read.is_ok() { read } else { self.predict_after(read) }
     }
@@ -274,6 +274,10 @@ impl Session {
     pub fn end_turn(&mut self) -> Result<(), SessionError> {
         self.log(|| Event::EndTurn)?;
         (self.awaits_answer, self.reading) = (false, None);
+        if self.sections().recalled == 0 {
+            // What follows a document sees all of its end again.
+            self.cache.hide_before(TokenPos(0));
+        }
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
         recorder.end_turn();
         recorder.settle(self.model.tokenizer(), &self.cache)?;
@@ -417,15 +421,17 @@ impl Session {
     pub(crate) fn read_all(
         &mut self,
         tokens: &[u32],
+        starts: &[usize],
         mut origin: Origin,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<(), SessionError> {
         self.check_dense(tokens.len())?;
-        let mut rest = tokens;
-        while !rest.is_empty() {
-            let (chunk, later) = rest.split_at(self.next_chunk(rest.len()));
-            self.read_chunk(chunk, &mut origin, observer.as_deref_mut())?;
-            rest = later;
+        let mut n_read = 0;
+        while n_read < tokens.len() {
+            let range = n_read..n_read + self.next_chunk(tokens.len() - n_read);
+            n_read = range.end;
+            let starts = within(starts, &range);
+            self.read_chunk(&tokens[range], &starts, &mut origin, observer.as_deref_mut())?;
         }
         Ok(())
     }
@@ -446,10 +452,12 @@ impl Session {
         }
     }
 
-    /// Runs one chunk through the model and records it.
+    /// Runs one chunk through the model and records it. The tokens of number `starts` see nothing of
+    /// the window before them.
     pub(crate) fn read_chunk(
         &mut self,
         tokens: &[u32],
+        starts: &[usize],
         origin: &mut Origin,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<(), SessionError> {
@@ -463,7 +471,7 @@ impl Session {
         }
         self.save_if_due()?;
         origin.stamp();
-        let logged = self.log(|| Event::tokens(tokens, origin))?;
+        let logged = self.log(|| Event::tokens(tokens, starts, origin))?;
         let start = Instant::now();
         let first = TokenPos(self.n_tokens);
         if self.config.policy == Policy::Recompute {
@@ -473,7 +481,8 @@ impl Session {
                 self.recompute()?;
             }
         } else {
-            let sequence = Sequence::new(tokens, &mut self.cache);
+            let starts: Vec<TokenPos> = starts.iter().map(|&i| first.after(i)).collect();
+            let sequence = Sequence::new(tokens, &mut self.cache).with_starts(&starts);
             if let Err(error) = self.model.forward(&mut self.workspace, &mut [sequence]) {
                 if let Some(saved) = &mut self.saved {
                     saved.journal.undo(logged, tokens.len())?;
@@ -630,4 +639,9 @@ fn check_bytes(model: &Model, text: &str) -> Result<(), SessionError> {
         Some((at, byte)) => Err(SessionError::MissingByte { byte, at }),
         None => Ok(()),
     }
+}
+
+/// Those of `starts` that lie in `range`, counted from its start.
+pub(crate) fn within(starts: &[usize], range: &Range<usize>) -> Vec<usize> {
+    starts.iter().filter(|start| range.contains(start)).map(|start| start - range.start).collect()
 }

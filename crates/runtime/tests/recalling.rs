@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::ops::ControlFlow::Continue;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use everstream_runtime::memory::{
     Distance, Embedder, FoundText, Gate, HashEmbedder, IndexError, Recall, Role, TextSource,
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
-use everstream_runtime::{Origin, Policy, Session, SessionError};
+use everstream_runtime::{DocumentContext, Origin, Policy, Session, SessionConfig, SessionError};
 
 /// A collection of one text.
 #[derive(Debug)]
@@ -127,6 +128,39 @@ fn hidden_tokens_come_back() {
         stream.append(&more, Origin::turn(Role::Document)).unwrap();
     }
     assert_eq!(session.logits(), twin.logits());
+}
+
+/// A paragraph that is read apart has keys and values that say nothing of those before it, whatever
+/// the chunks are.
+#[test]
+fn paragraphs_that_are_read_apart_do_not_see_each_other() {
+    let model = tiny("qwen2");
+    let (end, title) = (story(250), "The story of a lamp, in three parts. ");
+    let keys_of_the_end = |context, chunk_tokens, number| {
+        let config =
+            SessionConfig { document_context: context, chunk_tokens, ..small(Policy::Remember) };
+        let mut session = session(&model, config);
+        let text = format!("{title}\n\nThere are {number} ships at sea today.\n\n{end}");
+        session.ingest(&text, Origin::file("a"), &mut |_, _, _| Continue(())).unwrap();
+        assert_eq!(session.sections().window, session.config().window_tokens, "all is seen again");
+        let memory = session.memory().unwrap();
+        let blocks = (0..memory.metas().len()).map(|order| memory.block(order).unwrap());
+        let of_end: Vec<_> = blocks.filter(|block| end.contains(block.text())).collect();
+        assert!(of_end.len() > 2);
+        let mut all = Vec::new();
+        for block in of_end {
+            let shape = block.kv().shape();
+            let mut keys = vec![0.0; block.tokens().len() * shape.head_dim];
+            block.kv().keys(shape.n_layers - 1, 0, 0..block.tokens().len()).copy_to(&mut keys);
+            all.extend(keys.into_iter().map(f32::to_bits));
+        }
+        all
+    };
+    let (apart, stream) = (DocumentContext::Paragraph, DocumentContext::Stream);
+    let expected = keys_of_the_end(apart, 32, "two");
+    assert!(expected == keys_of_the_end(apart, 32, "ten"));
+    assert!(expected == keys_of_the_end(apart, 7, "ten"));
+    assert!(keys_of_the_end(stream, 32, "two") != keys_of_the_end(stream, 32, "ten"));
 }
 
 #[test]

@@ -17,8 +17,8 @@ use everstream_runtime::memory::{
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
 use everstream_runtime::{
-    GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session, SessionConfig, SessionError,
-    Storage, log_forgotten, saved_geometry,
+    DocumentContext, GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session,
+    SessionConfig, SessionError, Storage, log_forgotten, saved_geometry,
 };
 use tempfile::TempDir;
 
@@ -155,7 +155,12 @@ fn places() -> impl Iterator<Item = SessionConfig> {
     ]
     .into_iter()
     .map(|(place, memory_type, insertion)| {
-        let mut config = SessionConfig { memory_type, ..small(Policy::Remember) };
+        // Also with paragraphs that are read apart.
+        let document_context = match place {
+            Place::Near => DocumentContext::Paragraph,
+            Place::Between => DocumentContext::Stream,
+        };
+        let mut config = SessionConfig { memory_type, document_context, ..small(Policy::Remember) };
         // Also with a window that recalls cut.
         let window = (insertion == Insertion::Repair).then_some(20);
         config.recall = RecallConfig { place, insertion, window, ..config.recall };

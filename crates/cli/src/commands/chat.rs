@@ -57,6 +57,7 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     if let Some(storage) = &storage {
         keep_geometry(&mut config, storage, args)?;
     }
+    config.document_context = args.ingest_context;
     let documents = documents::read(&args.ingest)?;
     let mut input = match is_stdin_read {
         true => None,

@@ -14,7 +14,7 @@ use everstream_runtime::memory::{
     StoreError, VectorIndex,
 };
 use everstream_runtime::{
-    Origin, Policy, Session, SessionConfig, Storage, log_forgotten, saved_geometry,
+    DocumentContext, Origin, Policy, Session, SessionConfig, Storage, log_forgotten, saved_geometry,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -296,8 +296,11 @@ fn import(common: &Common, data: &Path, args: &ImportArgs) -> anyhow::Result<()>
         texts.push(text);
     }
     let folder = Arc::new(SessionFolder::create(data, &args.session)?);
-    let mut config =
-        SessionConfig { memory_type: load::SAVED_MEMORY_TYPE, ..SessionConfig::default() };
+    let mut config = SessionConfig {
+        memory_type: load::SAVED_MEMORY_TYPE,
+        document_context: DocumentContext::Paragraph,
+        ..SessionConfig::default()
+    };
     if let Some(geometry) = saved_geometry(&folder)? {
         geometry.apply(&mut config);
     }

@@ -113,7 +113,7 @@ fn values_that_are_no_setting() {
         (&["generate"], "<--prompt <TEXT>|--file <FILE>>"),
         (&["generate", "--prompt", "x", "--stop", ""], "--stop"),
         (&["chat", "--policy", "all"], "use dense, window"),
-        (&["chat", "--strategy", "best"], "use nearest, hybrid, mmr, max-distance"),
+        (&["chat", "--strategy", "best"], "use nearest, hybrid, fusion, attention, mmr"),
     ] {
         let ran = rig.run(arguments);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");

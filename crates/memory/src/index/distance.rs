@@ -57,7 +57,7 @@ impl fmt::Display for Distance {
 const LANES: usize = 16;
 
 /// `sum(a * b)` over vectors of equal length: f32 products, f32 sums.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_of(a, b, |a, b| a * b)
 }
 

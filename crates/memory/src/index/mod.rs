@@ -21,6 +21,7 @@ use thiserror::Error;
 use crate::block::BlockId;
 
 pub use distance::Distance;
+pub(crate) use distance::dot;
 pub use exact::{ExactIndex, MakeExact, normalise};
 #[cfg(feature = "hnsw")]
 pub use hnsw::{HnswIndex, MakeHnsw};

@@ -300,6 +300,12 @@ impl Memory {
         self.block(self.order.get(&id).copied().unwrap_or(usize::MAX))
     }
 
+    /// Whether a recall wants [`RecallRequest::queries`].
+    #[must_use]
+    pub fn needs_queries(&self) -> bool {
+        self.config.strategy.needs_queries()
+    }
+
     /// How the index measures.
     #[must_use]
     pub fn distance(&self) -> Distance {
@@ -421,6 +427,8 @@ impl Memory {
             words: &self.words,
             blocks: self.store.metas(),
             eligible: &|id| self.eligible_part(request, id).is_some(),
+            queries: request.queries,
+            block: &|id| self.block_by_id(id).ok(),
         };
         let mut hits = Vec::new();
         self.config.strategy.rank(&query, request.max_blocks, &mut hits)?;

@@ -63,6 +63,8 @@ impl World {
             index: &self.index,
             blocks: &self.metas,
             eligible: &|id| self.is_eligible(id),
+            queries: None,
+            block: &|_| None,
         };
         let mut out = vec![Hit { id: BlockId(1), distance: 0.0 }];
         strategy.rank(&query, n, &mut out).unwrap();
@@ -215,9 +217,9 @@ fn candidates_bound_how_far_the_diverse_ones_go() {
     }
 }
 
-/// Ranks are fused as the paper's formula says, over whole rankings.
+/// Ranks are fused as the paper's formula says. Without a model `fusion` has two rankings as well.
 #[test]
-fn hybrid_fuses_ranks() {
+fn ranks_are_fused() {
     for world in worlds() {
         // As the index rounds them: the last bit decides between blocks that are equally far.
         let mut nearest = Vec::new();
@@ -231,17 +233,21 @@ fn hybrid_fuses_ranks() {
             .filter(|(i, meta)| i % 3 == 0 && world.is_eligible(meta.id))
             .map(|(_, meta)| meta.id)
             .collect();
-        let part = |ranking: &[BlockId], id: BlockId| {
-            let rank = ranking.iter().take(20).position(|other| *other == id);
-            rank.map_or(0.0, |rank| 1.0 / (61.0 + rank as f32))
-        };
-        let mut fused = by_meaning.clone();
-        fused.sort_by(|&a, &b| {
-            let score = |id| part(&by_meaning, id) + part(&by_words, id);
-            score(b).total_cmp(&score(a))
-        });
-        let hits = world.rank(&crate::strategy::Hybrid::default(), 9);
-        let found: Vec<BlockId> = hits.iter().map(|hit| hit.id).collect();
-        assert_eq!(found, fused[..9.min(fused.len())]);
+        let strategies: [(&dyn Strategy, f32); 2] =
+            [(&super::Hybrid::default(), 60.0), (&super::Fusion::default(), 10.0)];
+        for (strategy, k) in strategies {
+            let part = |ranking: &[BlockId], id: BlockId| {
+                let rank = ranking.iter().take(20).position(|other| *other == id);
+                rank.map_or(0.0, |rank| 1.0 / (k + 1.0 + rank as f32))
+            };
+            let mut fused = by_meaning.clone();
+            fused.sort_by(|&a, &b| {
+                let score = |id| part(&by_meaning, id) + part(&by_words, id);
+                score(b).total_cmp(&score(a))
+            });
+            let hits = world.rank(strategy, 9);
+            let found: Vec<BlockId> = hits.iter().map(|hit| hit.id).collect();
+            assert_eq!(found, fused[..9.min(fused.len())]);
+        }
     }
 }

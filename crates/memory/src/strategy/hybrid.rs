@@ -38,34 +38,45 @@ impl Strategy for Hybrid {
         let n_candidates = self.n_candidates.max(n);
         let mut by_meaning = Vec::new();
         query.index.search(query.embedding, n_candidates, query.eligible, &mut by_meaning)?;
+        let by_meaning: Vec<BlockId> = by_meaning.iter().map(|hit| hit.id).collect();
         let by_words = query.words.search(query.text, n_candidates, query.eligible);
-
-        let mut scores: HashMap<BlockId, f32> = HashMap::new();
-        let mut fused: Vec<Hit> = by_meaning.clone();
-        for (rank, hit) in by_meaning.iter().enumerate() {
-            *scores.entry(hit.id).or_default() += self.score(rank);
-        }
-        let mut vector = Vec::new();
-        for (rank, &id) in by_words.iter().enumerate() {
-            if !scores.contains_key(&id) {
-                query.index.vectors(&[id], &mut vector)?;
-                let distance = query.index.distance().between(query.embedding, &vector);
-                fused.push(Hit { id, distance });
-            }
-            *scores.entry(id).or_default() += self.score(rank);
-        }
-        // Stable: of equals the nearer, then the one with the better words.
-        fused.sort_by(|a, b| scores[&b.id].total_cmp(&scores[&a.id]));
-        fused.truncate(n);
-        out.clear();
-        out.append(&mut fused);
-        Ok(())
+        fuse(query, &[by_meaning, by_words], self.k, n, out)
     }
 }
 
-impl Hybrid {
-    /// What a place in one ranking counts; the first has rank 0 here and 1 in the paper.
-    fn score(&self, rank: usize) -> f32 {
-        1.0 / (self.k + 1.0 + rank as f32)
+/// Replaces `out` by the up to `n` blocks that stand highest in all of `rankings` together, each of
+/// them best first.
+pub(super) fn fuse(
+    query: &Query<'_>,
+    rankings: &[Vec<BlockId>],
+    k: f32,
+    n: usize,
+    out: &mut Vec<Hit>,
+) -> Result<(), IndexError> {
+    let mut ids: Vec<BlockId> = Vec::new();
+    let mut scores: HashMap<BlockId, f32> = HashMap::new();
+    for ranking in rankings {
+        for (rank, &id) in ranking.iter().enumerate() {
+            // The first has rank 0 here and 1 in the paper.
+            let score = 1.0 / (k + 1.0 + rank as f32);
+            *scores.entry(id).or_insert_with(|| {
+                ids.push(id);
+                0.0
+            }) += score;
+        }
     }
+    // Stable: of equals the one of the earlier ranking.
+    ids.sort_by(|a, b| scores[b].total_cmp(&scores[a]));
+    ids.truncate(n);
+    let mut vectors = Vec::new();
+    query.index.vectors(&ids, &mut vectors)?;
+    let distance = query.index.distance();
+    let vectors = vectors.chunks_exact(query.index.dim());
+    out.clear();
+    out.extend(
+        ids.iter()
+            .zip(vectors)
+            .map(|(&id, vector)| Hit { id, distance: distance.between(query.embedding, vector) }),
+    );
+    Ok(())
 }

@@ -4,9 +4,11 @@
 //! enough, the budget how much of it fits, the runtime where it goes. Adding one is a file with
 //! one type here.
 
+mod attention;
 #[cfg(test)]
 mod contract;
 mod farthest;
+mod fusion;
 mod greedy;
 mod hybrid;
 mod max_distance;
@@ -18,12 +20,14 @@ mod recent;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::block::BlockId;
+use crate::block::{Block, BlockId};
 use crate::index::{Hit, IndexError, VectorIndex};
 use crate::store::BlockMeta;
 use crate::words::WordIndex;
 
+pub use attention::{Attention, ModelQueries};
 pub use farthest::Farthest;
+pub use fusion::Fusion;
 pub use hybrid::Hybrid;
 pub use max_distance::MaxDistance;
 pub use mmr::Mmr;
@@ -32,8 +36,17 @@ pub use random::Random;
 pub use recent::Recent;
 
 /// The names of all strategies, the controls last.
-pub const ALL: [&str; 7] =
-    ["nearest", "hybrid", "mmr", "max-distance", "random", "farthest", "recent"];
+pub const ALL: [&str; 9] = [
+    "nearest",
+    "hybrid",
+    "fusion",
+    "attention",
+    "mmr",
+    "max-distance",
+    "random",
+    "farthest",
+    "recent",
+];
 
 /// The strategy of this name, with its default settings.
 #[must_use]
@@ -41,6 +54,8 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Strategy>> {
     Some(match name {
         "nearest" => Arc::new(Nearest),
         "hybrid" => Arc::new(Hybrid::default()),
+        "fusion" => Arc::new(Fusion::default()),
+        "attention" => Arc::new(Attention::default()),
         "mmr" => Arc::new(Mmr::default()),
         "max-distance" => Arc::new(MaxDistance::default()),
         "random" => Arc::new(Random::default()),
@@ -65,6 +80,11 @@ pub struct Query<'a> {
     pub blocks: &'a [BlockMeta],
     /// Which of them may be recalled; `false` for ids that are not among `blocks`.
     pub eligible: &'a dyn Fn(BlockId) -> bool,
+    /// What the model asks for; `None` unless the strategy [needs](Strategy::needs_queries) it and
+    /// there is a model.
+    pub queries: Option<&'a ModelQueries>,
+    /// A block with its keys, unless it cannot be read.
+    pub block: &'a dyn Fn(BlockId) -> Option<Arc<Block>>,
 }
 
 /// Ranks blocks for a query.
@@ -77,6 +97,11 @@ pub trait Strategy: Debug + Send + Sync {
 
     /// Whether it looks at words. They are indexed for those who do.
     fn needs_words(&self) -> bool {
+        false
+    }
+
+    /// Whether it looks at the model's queries. They are computed for those who do.
+    fn needs_queries(&self) -> bool {
         false
     }
 

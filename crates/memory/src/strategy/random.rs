@@ -65,6 +65,8 @@ mod tests {
             index: &index,
             blocks: &[],
             eligible: &|id| id.0 % 2 == 0,
+            queries: None,
+            block: &|_| None,
         };
         let mut out = Vec::new();
         Random { seed }.rank(&query, n, &mut out).unwrap();

@@ -46,8 +46,8 @@ pub(crate) struct RecallRef {
 /// One thing that happened.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// Tokens were read.
-    Tokens { tokens: Vec<u32>, origin: Origin },
+    /// Tokens were read; those of number `starts` saw nothing of the window before them.
+    Tokens { tokens: Vec<u32>, starts: Vec<usize>, origin: Origin },
     /// Texts and blocks were recalled, in this order.
     Recall(Reinsertion, RecallRef),
     /// A recall ended and none followed.
@@ -67,8 +67,9 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    pub(crate) fn tokens(tokens: &[u32], origin: &Origin) -> Self {
-        Self::Tokens { tokens: tokens.to_vec(), origin: origin.clone() }
+    pub(crate) fn tokens(tokens: &[u32], starts: &[usize], origin: &Origin) -> Self {
+        let (tokens, starts) = (tokens.to_vec(), starts.to_vec());
+        Self::Tokens { tokens, starts, origin: origin.clone() }
     }
 
     pub(crate) fn recall(how: Reinsertion, recall: &Recall) -> Self {
@@ -78,10 +79,12 @@ impl Event {
     fn encode(&self) -> (u8, Vec<u8>) {
         let mut to = Encoder::default();
         let kind = match self {
-            Self::Tokens { tokens, origin } => {
+            Self::Tokens { tokens, starts, origin } => {
                 encode_origin(origin, &mut to);
                 to.u64(origin.words.start as u64);
                 to.u64(origin.words.end as u64);
+                let starts: Vec<u32> = starts.iter().map(|&start| start as u32).collect();
+                to.u32s(&starts);
                 to.u32s(tokens);
                 TOKENS
             }
@@ -123,7 +126,8 @@ impl Event {
                 let origin = decode_origin(&mut from)?;
                 let words =
                     usize::try_from(from.u64()?).ok()?..usize::try_from(from.u64()?).ok()?;
-                Self::Tokens { tokens: from.u32s()?, origin: origin.with_words(words) }
+                let starts = from.u32s()?.into_iter().map(|start| start as usize).collect();
+                Self::Tokens { tokens: from.u32s()?, starts, origin: origin.with_words(words) }
             }
             RECALL => {
                 let place = if from.u8()? == 0 { Place::Between } else { Place::Near };
@@ -330,7 +334,7 @@ mod tests {
         let origin = Origin { written_at: Some(time), ..Origin::file("a b/c.txt") };
         let part = TokenPos(5)..TokenPos(9);
         vec![
-            Event::tokens(&[1, 2, 3], &origin.clone().with_words(1..2)),
+            Event::tokens(&[1, 2, 3], &[0, 2], &origin.clone().with_words(1..2)),
             Event::Recall(
                 Reinsertion {
                     place: Place::Near,
@@ -352,6 +356,7 @@ mod tests {
             Event::BeginAnswer,
             Event::tokens(
                 &[4],
+                &[],
                 &Origin { written_at: Some(time), ..Origin::turn(Role::Assistant) },
             ),
             Event::EndRecall,

@@ -397,9 +397,9 @@ impl Session {
     /// Does again what was done.
     fn replay(&mut self, event: &Event, resumed: &mut Resumed) -> Result<(), SessionError> {
         match event {
-            Event::Tokens { tokens, origin } => {
+            Event::Tokens { tokens, starts, origin } => {
                 resumed.n_replayed += tokens.len() as u64;
-                self.read_all(tokens, origin.clone(), None)
+                self.read_all(tokens, starts, origin.clone(), None)
             }
             Event::Recall(how, recalled) => {
                 self.settle()?;
