@@ -136,12 +136,12 @@ pub(crate) struct RecallArgs {
     /// Order of recalled blocks
     #[arg(long, value_enum, default_value_t = OrderArg::BestLast)]
     pub(crate) order: OrderArg,
-    /// Blocks recalled at most
+    /// Blocks chosen at most
     #[arg(long, value_name = "N", default_value_t = RecallConfig::default().max_blocks)]
     pub(crate) recall_blocks: usize,
     /// What comes with each of them, as far as it fits: so many blocks before and after it, or the
     /// `paragraph` or turn that it is part of
-    #[arg(long, value_name = "N|paragraph", default_value = "0", value_parser = neighbours)]
+    #[arg(long, value_name = "N|paragraph", default_value = "paragraph", value_parser = neighbours)]
     pub(crate) neighbours: Neighbours,
     /// Cosine distance above which nothing is recalled; 2 lets everything pass
     #[arg(
@@ -152,14 +152,14 @@ pub(crate) struct RecallArgs {
         value_parser = distance
     )]
     pub(crate) gate: f32,
-    /// A turn that has something recalled sees only the newest N tokens of the window besides; the
-    /// others can be recalled, and are seen again by the next turn [default: it sees all]
-    #[arg(long, value_name = "N")]
-    pub(crate) recall_window: Option<usize>,
+    /// A turn that has something recalled sees besides only the newest N tokens of the window and the
+    /// last turn with its answer; the others can be recalled, and are seen again by the next turn
+    #[arg(long, value_name = "N|all", default_value = "64", value_parser = recall_window)]
+    pub(crate) recall_window: usize,
     /// Recall again after every N tokens of an answer; 0 recalls at turns only
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) recall_every: usize,
-    /// Recall for each chunk of text that is read, too
+    /// Recall for each chunk of text that is read, too; paragraphs are then not read apart
     #[arg(long)]
     pub(crate) recall_on_ingest: bool,
     #[command(flatten)]
@@ -289,6 +289,16 @@ fn document_context(name: &str) -> Result<DocumentContext, String> {
     found.ok_or_else(|| "use stream or paragraph".to_owned())
 }
 
+/// The whole window, whatever its size.
+const ALL_OF_IT: usize = usize::MAX;
+
+fn recall_window(text: &str) -> Result<usize, String> {
+    match text {
+        "all" => Ok(ALL_OF_IT),
+        _ => text.parse().map_err(|_| "use a number of tokens, or all".to_owned()),
+    }
+}
+
 fn neighbours(name: &str) -> Result<Neighbours, String> {
     Neighbours::by_name(name).ok_or_else(|| "use a number of blocks, or paragraph".to_owned())
 }
@@ -408,7 +418,7 @@ impl RecallArgs {
             neighbours: self.neighbours,
             gate: Gate { max_distance: Some(self.gate) },
             filter: self.filter.filter(),
-            window: self.recall_window,
+            window: (self.recall_window != ALL_OF_IT).then_some(self.recall_window),
             every: self.recall_every,
             on_ingest: self.recall_on_ingest,
             ..config.recall.clone()
@@ -507,7 +517,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) ingest: Vec<PathBuf>,
     /// What these texts see when they are read: stream is sinks and window; paragraph is sinks and
-    /// their own paragraph, so that keys and values fit any other place
+    /// their own paragraph, so that keys and values fit any other place (not with
+    /// --recall-on-ingest)
     #[arg(long, value_name = "WHAT", default_value = "paragraph", value_parser = document_context)]
     pub(crate) ingest_context: DocumentContext,
     /// Print one JSON object for each turn

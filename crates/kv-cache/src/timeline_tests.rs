@@ -281,7 +281,6 @@ fn random_step(run: &mut Run, rng: &mut Rng) {
             let n = 1 + rng.below(run.longest_chunk(usize::MAX));
             let starts = [run.len() + rng.below(n), run.len() + n - 1];
             run.append_with(n, &starts[usize::from(starts[0] == starts[1])..]);
-            return;
         }
         _ => {
             let longest = run.longest_chunk(usize::MAX);

@@ -238,6 +238,19 @@ impl Recall {
         self.texts.is_empty() && self.blocks.is_empty()
     }
 
+    /// Which of `blocks` follow each other in the stream: one range of numbers for each run.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            match runs.last_mut() {
+                Some(run) if self.blocks[i - 1].part.end == block.part.start => run.end = i + 1,
+                _ => runs.push(i..i + 1),
+            }
+        }
+        runs
+    }
+
     /// Brings `blocks`, which stand most relevant first, into `order`.
     pub(crate) fn sort(&mut self, order: RecallOrder) {
         match order {

@@ -115,7 +115,14 @@ impl Row {
     /// number of blocks), in front of it `text` if its text is read, behind it any of `between`,
     /// `stream`, `tokens`, `repair`, `gate=D`, `neighbours=N|paragraph`, `apart`, `window=N`, `block=N`.
     fn parse(label: &str) -> anyhow::Result<Self> {
-        let mut recall = RecallConfig::default();
+        // What a label does not say is the plainest, whatever the defaults are.
+        let mut recall = RecallConfig {
+            strategy: by_name("nearest").context("the plainest strategy")?,
+            max_blocks: 4,
+            neighbours: Neighbours::NONE,
+            window: None,
+            ..RecallConfig::default()
+        };
         let (mut sees, mut context) = (Sees::Recalled, DocumentContext::default());
         for word in label.split_whitespace() {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -140,6 +147,9 @@ impl Row {
                 _ if name.parse::<usize>().is_ok() => recall.max_blocks = name.parse()?,
                 _ => recall.strategy = by_name(name).with_context(|| format!("unknown: {name}"))?,
             }
+        }
+        if matches!(sees, Sees::Text) && recall.window.is_some() {
+            bail!("{label}: text is read behind the whole window");
         }
         Ok(Self { label: label.to_owned(), sees, recall, context })
     }
@@ -300,6 +310,10 @@ impl<'a> Stage<'a> {
                     stage.remember.push((row.reading(), read(config)?));
                 }
             }
+        }
+        let end = stage.ranges.last().map_or(0, |range| range.end);
+        if stage.remember.iter().any(|(_, session)| session.n_tokens() != end) {
+            bail!("paragraphs have other tokens together than alone");
         }
         Ok(stage)
     }

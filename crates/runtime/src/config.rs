@@ -139,7 +139,8 @@ pub struct SessionConfig {
     pub kv_type: KvType,
     /// Storage type of keys and values in the memory, of `remember`.
     pub memory_type: MemoryType,
-    /// What documents see that `remember` reads.
+    /// What documents see that `remember` reads, unless it recalls for them
+    /// ([`RecallConfig::on_ingest`]).
     pub document_context: DocumentContext,
     /// What `remember` finds blocks with.
     pub index: Arc<dyn MakeIndex>,
@@ -169,9 +170,9 @@ pub struct RecallConfig {
     /// Texts of somebody else that may be recalled besides; they are computed, since nobody has
     /// their keys and values.
     pub texts: Option<Arc<dyn TextSource>>,
-    /// Tokens of the window that a turn sees if something is recalled for it; `None` for all. Text
-    /// that a turn does not need draws attention from what was recalled for it. The rest is hidden
-    /// until the next turn, and can be recalled meanwhile.
+    /// Tokens of the window that a turn sees if something is recalled for it, besides the last turn
+    /// with its answer; `None` for all. Text that a turn does not need draws attention from what was
+    /// recalled for it. The rest is hidden until the next turn, and can be recalled meanwhile.
     pub window: Option<usize>,
     /// Recall again after so many tokens of an answer, for its newest tokens; 0 recalls at turns
     /// only.
@@ -183,18 +184,20 @@ pub struct RecallConfig {
 }
 
 impl Default for RecallConfig {
+    /// The setting that answered best without computing anything again:
+    /// `docs/decisions/008-paragraphs.md`.
     fn default() -> Self {
         Self {
             place: Place::Near,
             insertion: Insertion::Kv,
             strategy: Arc::new(Nearest),
             order: RecallOrder::BestLast,
-            max_blocks: 4,
-            neighbours: Neighbours::NONE,
+            max_blocks: 1,
+            neighbours: Neighbours::Paragraph,
             gate: Gate::default(),
             filter: BlockFilter::default(),
             texts: None,
-            window: None,
+            window: Some(64),
             every: 0,
             on_ingest: false,
             sizes: BlockSizes::default(),

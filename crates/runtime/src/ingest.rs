@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use everstream_kv_cache::TokenPos;
 use sha2::{Digest, Sha256};
 
 use crate::saved::Event;
@@ -44,7 +43,8 @@ impl Session {
         self.ingest_observed(text, origin, None, progress)
     }
 
-    /// As [`Session::ingest`], showing the prediction after every token to `observer`.
+    /// As [`Session::ingest`], showing the prediction after every token to `observer`. What is
+    /// predicted is predicted from the window, so paragraphs are not read apart here.
     ///
     /// # Errors
     ///
@@ -58,7 +58,8 @@ impl Session {
     ) -> Result<usize, SessionError> {
         self.end_document()?;
         let tokens = self.encode(text)?;
-        let n_read = self.ingest_tokens(&tokens, 0, &mut origin, observer.take(), progress)?;
+        let n_read =
+            self.ingest_tokens(&tokens, 0, false, &mut origin, observer.take(), progress)?;
         self.end_turn()?;
         Ok(n_read)
     }
@@ -93,8 +94,9 @@ impl Session {
         if self.reading.is_some_and(|reading| reading != at) {
             self.end_turn()?;
         }
+        let goes_on = self.reading.is_some();
         self.begin_document(digest)?;
-        let n_read = self.ingest_tokens(&tokens, n_before, &mut origin, None, progress)?;
+        let n_read = self.ingest_tokens(&tokens, n_before, goes_on, &mut origin, None, progress)?;
         self.end_turn()?;
         Ok(n_read - n_before)
     }
@@ -115,20 +117,31 @@ impl Session {
         Ok(())
     }
 
-    /// Reads tokens from number `n_read` on; returns how many have been read then.
+    /// Reads tokens from number `n_read` on; returns how many have been read then. A text that
+    /// `goes_on` is read as if it had never been stopped: nothing came in between.
     fn ingest_tokens(
         &mut self,
         tokens: &[u32],
         mut n_read: usize,
+        goes_on: bool,
         origin: &mut Origin,
         mut observer: Option<&mut Observer<'_>>,
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
         self.check_dense(tokens.len() - n_read)?;
-        let starts = match self.reads_apart() && observer.is_none() {
-            true => self.paragraph_starts(tokens, n_read)?,
-            false => Vec::new(),
-        };
+        let mut starts = Vec::new();
+        if self.reads_apart() && observer.is_none() {
+            if self.sections().recalled > 0 {
+                // It would be seen.
+                self.log(|| Event::EndRecall)?;
+                self.end_recall();
+            }
+            starts = self.paragraph_starts(tokens);
+            starts.retain(|&start| start > n_read || start == n_read && goes_on);
+            if !goes_on {
+                starts.insert(0, n_read);
+            }
+        }
         let mut read = Ok(());
         while read.is_ok() && n_read < tokens.len() {
             let n = self.next_chunk(tokens.len() - n_read);
@@ -159,42 +172,32 @@ impl Session {
             && !self.config.recall.on_ingest
     }
 
-    /// Which tokens begin a paragraph, and the first one if it is not in the middle of one. Short
-    /// paragraphs are joined as blocks join them. A recall ends here: it would be seen.
-    fn paragraph_starts(
-        &mut self,
-        tokens: &[u32],
-        n_read: usize,
-    ) -> Result<Vec<usize>, SessionError> {
-        if self.last_recall.as_ref().is_some_and(|recall| !recall.is_empty()) {
-            self.log(|| Event::EndRecall)?;
-            self.end_recall();
-        }
+    /// Which tokens begin a paragraph. Short paragraphs are joined, as blocks join them.
+    fn paragraph_starts(&self, tokens: &[u32]) -> Vec<usize> {
         let least = self.config.recall.sizes.target() / 3;
-        let is_inside = self.cache.timeline().state().hidden_before > TokenPos(0);
-        let mut starts: Vec<usize> = if is_inside { Vec::new() } else { vec![n_read] };
-        let (mut n_lines, mut first) = (0, n_read);
-        for (i, &id) in tokens.iter().enumerate().skip(n_read) {
+        let lines = |text: &[u8]| text.iter().filter(|&&byte| byte == b'\n').count();
+        let mut starts = vec![0];
+        let (mut n_lines, mut first) = (0, 0);
+        for (i, &id) in tokens.iter().enumerate() {
             let text = self.model.tokenizer().token_bytes(id);
-            let visible = text.iter().position(|byte| !byte.is_ascii_whitespace());
-            let lines = |text: &[u8]| text.iter().filter(|&&byte| byte == b'\n').count();
-            if visible.is_some() && n_lines >= 2 && i - first >= least {
+            if text.trim_ascii().is_empty() {
+                n_lines += lines(text);
+                continue;
+            }
+            if n_lines >= 2 && i - first >= least {
                 starts.push(i);
                 first = i;
             }
-            n_lines = match visible {
-                None => n_lines + lines(text),
-                Some(_) => lines(&text[text.trim_ascii_end().len()..]),
-            };
+            n_lines = lines(&text[text.trim_ascii_end().len()..]);
         }
-        Ok(starts)
+        starts
     }
 
     /// Recalls what is relevant to text that is about to be read, if that is asked for.
     fn recall_for_chunk(&mut self, chunk: &[u32]) -> Result<(), SessionError> {
         if self.config.recall.on_ingest && self.recorder.is_some() {
             let query = self.text_of(&chunk[..chunk.len().min(QUERY_TOKENS)]);
-            self.recall(&query)?;
+            self.recall_beside_window(&query)?;
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ pub fn score(
         }
         Policy::Remember => {
             for chunk in tokens.chunks(RECALL_EVERY) {
-                session.recall("")?;
+                session.recall_beside_window("")?;
                 session.append_observed(chunk, origin.clone(), &mut observe)?;
             }
         }

@@ -1,6 +1,7 @@
 //! What enters the recalled section: found, chosen, and put there with stored keys and values or
 //! with new ones.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,6 +49,15 @@ impl Session {
         self.recall_up_to(query, self.config.recall.max_blocks)
     }
 
+    /// As [`Session::recall`], for text that goes on with what the window holds: nothing is hidden.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::recall`].
+    pub fn recall_beside_window(&mut self, query: &str) -> Result<&Recall, SessionError> {
+        self.recall_hiding(query, self.config.recall.max_blocks, TokenPos(0))
+    }
+
     /// As [`Session::recall`], in the middle of what a turn began: no more is hidden than was.
     pub(crate) fn recall_again(&mut self, query: &str) -> Result<&Recall, SessionError> {
         let hidden_before = self.cache.timeline().state().hidden_before;
@@ -68,12 +78,14 @@ impl Session {
         self.recall_hiding(query, max_blocks, self.first_in_focus())
     }
 
-    /// The oldest token of the window that is not hidden if something is recalled now. What is in
-    /// no stored block could not be recalled, so it is not hidden either.
+    /// The oldest token of the window that is not hidden if something is recalled now: neither is
+    /// the last turn with its answer, which this one may go on with, nor what is in no stored block
+    /// and could not be recalled.
     fn first_in_focus(&self) -> TokenPos {
         let Some(n_tokens) = self.config.recall.window else { return TokenPos(0) };
-        let first = TokenPos(self.n_tokens).before(n_tokens);
-        self.recorder.as_ref().map_or(first, |recorder| first.min(recorder.open_tokens().0))
+        let first_open = self.recorder.as_ref().map(|recorder| recorder.open_tokens().0);
+        let newest = TokenPos(self.n_tokens).before(n_tokens);
+        [self.last_turn, first_open].into_iter().flatten().fold(newest, TokenPos::min)
     }
 
     fn recall_hiding(
@@ -89,10 +101,14 @@ impl Session {
         let pins = if has_sinks { self.pinned_texts()? } else { Vec::new() };
         let searches_texts = has_sinks && max_blocks > 0 && !query.trim().is_empty();
         let source = self.config.recall.texts.clone().filter(|_| searches_texts);
-        let queries = self.queries_of(&query)?;
+        let evicted = self.cache.timeline().evicted();
+        let may_return = evicted.start..evicted.end.max(hidden_before);
+        let queries = match max_blocks > 0 && may_return.start < may_return.end {
+            true => self.queries_of(&query)?,
+            false => None,
+        };
         if let Some(recorder) = &mut self.recorder {
             recorder.settle(self.model.tokenizer(), &self.cache)?;
-            let evicted = self.cache.timeline().evicted();
             let embedding = match source {
                 Some(_) => Some(recorder.memory.embed_query(&query)?),
                 None => None,
@@ -106,12 +122,14 @@ impl Session {
                 order: self.config.recall.order,
                 neighbours: self.config.recall.neighbours,
                 filter: self.config.recall.filter.clone(),
-                ..RecallRequest::new(&query, evicted.start..evicted.end.max(hidden_before))
+                ..RecallRequest::new(&query, may_return)
             };
             let mut recall = recorder.memory.recall(&request)?;
             if let (Some(source), Some(embedding)) = (&source, &embedding) {
                 self.add_texts(&**source, embedding, &request, &mut recall)?;
             }
+            // Pinned texts are there in any case: they ask for nothing to be hidden.
+            let hidden_before = if recall.is_empty() { TokenPos(0) } else { hidden_before };
             recall.texts.splice(0..0, pins);
             self.insert_hiding(recall, hidden_before)?;
         } else {
@@ -163,12 +181,18 @@ impl Session {
         };
         found.retain(|text| self.config.recall.gate.passes(text.distance));
         let mut found = found.into_iter().peekable();
-        // The least relevant of the blocks make room for texts that are nearer.
+        // The least relevant of what was found here make room for texts that are nearer: a block
+        // with the neighbours that came with it.
         while let Some(text) = found.peek() {
-            let n_items = recall.texts.len() + recall.blocks.len();
+            let runs: Vec<Range<usize>> = recall.runs();
+            let n_items = recall.texts.len() + runs.len();
             let room = request.max_tokens.saturating_sub(recall.n_tokens());
-            let farthest = recall.blocks.iter().map(|block| block.distance).enumerate();
-            let farthest = farthest.max_by(|a, b| a.1.total_cmp(&b.1));
+            let nearest = |run: &Range<usize>| {
+                let distances = recall.blocks[run.clone()].iter().map(|block| block.distance);
+                distances.fold(f32::INFINITY, f32::min)
+            };
+            let farthest = runs.into_iter().map(|run| (nearest(&run), run));
+            let farthest = farthest.max_by(|a, b| a.0.total_cmp(&b.0));
             if n_items < request.max_blocks && room >= MIN_TEXT_TOKENS {
                 let tokens = self.encode(&format!("{}\n\n", text.text.trim()))?;
                 let text = RecalledText {
@@ -181,9 +205,10 @@ impl Session {
                 };
                 recall.texts.push(text);
                 found.next();
-            } else if let Some((i, _)) = farthest.filter(|block| block.1 > text.distance) {
-                let RecalledBlock { block, part, distance, .. } = recall.blocks.remove(i);
-                recall.skipped.push(NotRecalled { id: block.id(), part, distance });
+            } else if let Some((_, run)) = farthest.filter(|run| run.0 > text.distance) {
+                for RecalledBlock { block, part, distance, .. } in recall.blocks.drain(run) {
+                    recall.skipped.push(NotRecalled { id: block.id(), part, distance });
+                }
             } else {
                 break;
             }

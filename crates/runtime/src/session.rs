@@ -47,6 +47,8 @@ pub struct Session {
     pub(crate) pins: Vec<String>,
     /// Whether the model's turn has begun and not ended.
     pub(crate) awaits_answer: bool,
+    /// Where the newest turn began, unless a document was read since: the next may go on with it.
+    pub(crate) last_turn: Option<TokenPos>,
     /// How far each document was read.
     pub(crate) documents: Vec<DocumentProgress>,
     /// The document that is being read.
@@ -128,6 +130,7 @@ impl Session {
             recalled_as: Insertion::Kv,
             pins: Vec::new(),
             awaits_answer: false,
+            last_turn: None,
             documents: Vec::new(),
             reading: None,
             saved: None,
@@ -195,8 +198,14 @@ impl Session {
     /// Logged before the turn's tokens: of a turn that was cut off, the end is still to come.
     fn begin_answer(&mut self) -> Result<(), SessionError> {
         self.log(|| Event::BeginAnswer)?;
-        self.awaits_answer = true;
+        self.note_turn();
         Ok(())
+    }
+
+    /// A turn begins with the next token.
+    pub(crate) fn note_turn(&mut self) {
+        self.awaits_answer = true;
+        self.last_turn = Some(TokenPos(self.n_tokens));
     }
 
     /// Whether the model's turn has begun and not ended, as after a crash in the middle of an
@@ -222,7 +231,7 @@ impl Session {
         begin.iter().for_each(|&id| end_origin.move_past(self.model.tokenizer().token_bytes(id)));
         self.append(begin, origin)?;
         let query = self.text_of(&tokens[tokens.len().saturating_sub(QUERY_TOKENS)..]);
-        self.recall(&query)?;
+        self.recall_beside_window(&query)?;
         self.append(end, end_origin)
     }
 
@@ -337,6 +346,7 @@ impl Session {
             recalled_as: self.recalled_as,
             pins: self.pins.clone(),
             awaits_answer: self.awaits_answer,
+            last_turn: self.last_turn,
             documents: self.documents.clone(),
             reading: self.reading,
             saved: None,
@@ -492,6 +502,9 @@ impl Session {
             self.keep_recent(tokens, QUERY_TOKENS);
         }
         self.n_tokens += tokens.len() as u64;
+        if origin.role == Role::Document {
+            self.last_turn = None;
+        }
         if let Some(document) = self.reading.and_then(|i| self.documents.get_mut(i)) {
             document.n_read += tokens.len() as u64;
         }

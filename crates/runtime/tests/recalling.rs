@@ -14,7 +14,9 @@ use everstream_runtime::memory::{
     Distance, Embedder, FoundText, Gate, HashEmbedder, IndexError, Recall, Role, TextSource,
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
-use everstream_runtime::{DocumentContext, Origin, Policy, Session, SessionConfig, SessionError};
+use everstream_runtime::{
+    DocumentContext, GenerateOptions, Origin, Policy, Session, SessionConfig, SessionError,
+};
 
 /// A collection of one text.
 #[derive(Debug)]
@@ -163,20 +165,54 @@ fn paragraphs_that_are_read_apart_do_not_see_each_other() {
     assert!(keys_of_the_end(stream, 32, "two") != keys_of_the_end(stream, 32, "ten"));
 }
 
+/// "And the other one?" is about what was said last, so that is never hidden.
+#[test]
+fn the_last_turn_and_its_answer_are_not_hidden() {
+    let model = tiny("qwen2");
+    let mut config = small(Policy::Remember);
+    config.recall.window = Some(0);
+    let mut session = session(&model, config);
+    let document = session.encode(&story(900)).unwrap();
+    session.append(&document, Origin::turn(Role::Document)).unwrap();
+    let options = GenerateOptions { max_tokens: 12, ..Default::default() };
+    let mut begin = session.n_tokens();
+    for turn in ["Where?", "And the other?", "Blue?"] {
+        let last_begin = std::mem::replace(&mut begin, session.n_tokens());
+        assert!(!session.turn(turn).unwrap().is_empty());
+        let n_seen = session.sections().window as u64;
+        assert!(
+            n_seen
+                >= session.config().window_tokens.min((session.n_tokens() - last_begin) as usize)
+                    as u64
+        );
+        session.answer(&options, &mut |_| Continue(())).unwrap();
+    }
+    // A document in between is not what a turn goes on with.
+    session.ingest(&story(100), Origin::file("a"), &mut |_, _, _| Continue(())).unwrap();
+    let before = session.n_tokens();
+    session.turn("Where?").unwrap();
+    assert_eq!(session.sections().window as u64, session.n_tokens() - before);
+}
+
 #[test]
 fn a_recall_may_leave_a_smaller_window() {
     let model = tiny("qwen2");
-    let n_visible = |window, gate| {
+    let n_visible = |window, gate, pin: bool| {
         let mut config = small(Policy::Remember);
         (config.recall.window, config.recall.gate) = (window, gate);
         let mut session = session(&model, config);
         let text = session.encode(&story(900)).unwrap();
         session.append(&text, Origin::turn(Role::Document)).unwrap();
+        if pin {
+            session.pin("Her name is Oda.").unwrap();
+        }
         session.turn("Where is the boat?").unwrap();
         session.sections().window
     };
-    let all = n_visible(None, Gate::OPEN);
-    assert!(n_visible(Some(0), Gate::OPEN) < all);
-    // Nothing is recalled: nothing makes way.
-    assert_eq!(n_visible(Some(0), Gate { max_distance: Some(-1.0) }), all);
+    let all = n_visible(None, Gate::OPEN, false);
+    assert!(n_visible(Some(0), Gate::OPEN, false) < all);
+    // Nothing is recalled: nothing makes way, and a pinned text asks for nothing.
+    for pin in [false, true] {
+        assert_eq!(n_visible(Some(0), Gate { max_distance: Some(-1.0) }, pin), all);
+    }
 }

@@ -195,9 +195,20 @@ fn a_killed_session_continues_bit_for_bit() {
 /// Killed in the middle of reading and of answering, wherever that is.
 #[test]
 fn a_session_killed_in_the_middle_goes_on_where_it_was() {
-    let (model, config) = (tiny("qwen2"), small(Policy::Remember));
+    for (document_context, chunk_tokens) in [
+        (DocumentContext::Stream, 32),
+        (DocumentContext::Paragraph, 32),
+        (DocumentContext::Paragraph, 5),
+    ] {
+        let config = SessionConfig { document_context, chunk_tokens, ..small(Policy::Remember) };
+        kill_in_the_middle(&config);
+    }
+}
+
+fn kill_in_the_middle(config: &SessionConfig) {
+    let model = tiny("qwen2");
     let data = tempfile::tempdir().unwrap();
-    let mut whole = open(&model, &config, data.path());
+    let mut whole = open(&model, config, data.path());
     let (text, mut copies) = (story(4000), Vec::new());
     let origin = || Origin::file("story.txt");
     let path = data.path().to_owned();
@@ -212,7 +223,7 @@ fn a_session_killed_in_the_middle_goes_on_where_it_was() {
     let tokens = whole.encode(&text).unwrap();
     assert!(copies.len() > 10);
     for (killed, n_read, n_tokens) in &copies {
-        let mut resumed = open(&model, &config, killed.path());
+        let mut resumed = open(&model, config, killed.path());
         assert_eq!(resumed.n_tokens(), *n_tokens, "what was acknowledged is there");
         let n_rest = resumed.ingest_rest(&text, origin(), &mut |_, _, _| Continue(())).unwrap();
         assert_eq!(n_rest, tokens.len() - n_read);
@@ -232,7 +243,7 @@ fn a_session_killed_in_the_middle_goes_on_where_it_was() {
         .unwrap();
     let expected = whole.logits().to_vec();
     for (killed, said) in copies {
-        let mut resumed = open(&model, &config, killed.path());
+        let mut resumed = open(&model, config, killed.path());
         assert!(resumed.awaits_answer());
         let n_left = (whole.n_tokens() - resumed.n_tokens()) as usize;
         let options = GenerateOptions { max_tokens: n_left, ..Default::default() };

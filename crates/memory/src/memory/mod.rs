@@ -26,6 +26,9 @@ use crate::words::WordIndex;
 
 pub use config::{MemoryConfig, MemoryError, MemoryStats};
 
+/// Blocks that are read while a query is embedded.
+const PREFETCHED_BLOCKS: usize = 8;
+
 /// A block that a person's search found.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -181,9 +184,12 @@ impl Memory {
             return Ok(Recall::default());
         }
         self.flush()?;
+        if self.config.strategy.needs_words() {
+            self.index_words()?;
+        }
         let embedding = match request.embedding {
             Some(embedding) => embedding.to_vec(),
-            None => self.embed_query(request.query)?,
+            None => self.embed_while_reading(request)?,
         };
         let found = self.proposed(request, &embedding);
         let recall = match found.and_then(|hits| self.pick(request, &hits, &embedding)) {
@@ -387,12 +393,41 @@ impl Memory {
         Ok(self.embed(&[query])?.swap_remove(0))
     }
 
+    /// The embedding of a query. With a strategy that looks at words, what fits them best is read
+    /// meanwhile, as it is likely to be wanted next: a disk and an encoder do not wait for each other.
+    fn embed_while_reading(
+        &mut self,
+        request: &RecallRequest<'_>,
+    ) -> Result<Vec<f32>, MemoryError> {
+        let may_be_found = |id| self.eligible_part(request, id).is_some();
+        let likely = self.words.search(request.query, PREFETCHED_BLOCKS, &may_be_found);
+        let this = &*self;
+        let embeddings = std::thread::scope(|scope| {
+            if !likely.is_empty() {
+                // What cannot be read is said when it is recalled; without a thread it is read then.
+                let read = || likely.iter().for_each(|&id| drop(this.block_by_id(id)));
+                drop(std::thread::Builder::new().spawn_scoped(scope, read));
+            }
+            this.embedder.embed(&[request.query])
+        })?;
+        Ok(self.check_embeddings(1, embeddings)?.swap_remove(0))
+    }
+
     fn embed(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>, MemoryError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
         let embeddings = self.embedder.embed(texts)?;
-        let (n_texts, dim) = (texts.len(), self.index.dim());
+        self.check_embeddings(texts.len(), embeddings)
+    }
+
+    /// Checks the embedder's promise.
+    fn check_embeddings(
+        &mut self,
+        n_texts: usize,
+        embeddings: Vec<Vec<f32>>,
+    ) -> Result<Vec<Vec<f32>>, MemoryError> {
+        let dim = self.index.dim();
         let wrong = embeddings.iter().map(Vec::len).find(|&found| found != dim);
         if embeddings.len() != n_texts || wrong.is_some() {
             let (found_texts, found_dim) = (embeddings.len(), wrong.unwrap_or(dim));
@@ -413,13 +448,10 @@ impl Memory {
     }
 
     fn proposed(
-        &mut self,
+        &self,
         request: &RecallRequest<'_>,
         embedding: &[f32],
     ) -> Result<Vec<Hit>, MemoryError> {
-        if self.config.strategy.needs_words() {
-            self.index_words()?;
-        }
         let query = Query {
             text: request.query,
             embedding,

@@ -53,19 +53,23 @@ impl Strategy for Attention {
 
     fn rank(&self, query: &Query<'_>, n: usize, out: &mut Vec<Hit>) -> Result<(), IndexError> {
         query.index.search(query.embedding, self.n_candidates.max(n), query.eligible, out)?;
-        let Some(queries) = query.queries else {
-            out.truncate(n);
-            return Ok(());
-        };
-        // A block that cannot be read gets no votes and is reported if it is recalled all the same.
-        let blocks: Vec<Option<Arc<Block>>> = out.iter().map(|hit| (query.block)(hit.id)).collect();
-        let votes = votes(queries, &blocks);
-        let mut ranked: Vec<(f32, Hit)> = votes.into_iter().zip(out.drain(..)).collect();
-        // Stable: of equals the nearer.
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-        out.extend(ranked.into_iter().map(|(_, hit)| hit).take(n));
+        if let Some(queries) = query.queries {
+            *out = by_votes(query, queries, out);
+        }
+        out.truncate(n);
         Ok(())
     }
+}
+
+/// Ranks what was found, nearest first, by the votes of the model's heads.
+pub(super) fn by_votes(query: &Query<'_>, queries: &ModelQueries, found: &[Hit]) -> Vec<Hit> {
+    // A block that cannot be read gets no votes and is reported if it is recalled all the same.
+    let blocks: Vec<Option<Arc<Block>>> = found.iter().map(|hit| (query.block)(hit.id)).collect();
+    let mut ranked: Vec<(f32, Hit)> =
+        votes(queries, &blocks).into_iter().zip(found.iter().copied()).collect();
+    // Stable: of equals the nearer.
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    ranked.into_iter().map(|(_, hit)| hit).collect()
 }
 
 /// The votes of all heads and tokens for each block.

@@ -1,5 +1,6 @@
 //! By meaning, by words, and by what the model would look at.
 
+use super::attention::by_votes;
 use super::hybrid::fuse;
 use super::{Attention, Query, Strategy};
 use crate::block::BlockId;
@@ -43,12 +44,17 @@ impl Strategy for Fusion {
 
     fn rank(&self, query: &Query<'_>, n: usize, out: &mut Vec<Hit>) -> Result<(), IndexError> {
         let n_candidates = self.n_candidates.max(n);
-        let ids = |hits: &[Hit]| -> Vec<BlockId> { hits.iter().map(|hit| hit.id).collect() };
-        query.index.search(query.embedding, n_candidates, query.eligible, out)?;
-        let by_meaning = ids(out);
+        let n_nearest = self.attention.n_candidates.max(n_candidates);
+        query.index.search(query.embedding, n_nearest, query.eligible, out)?;
+        let first = |hits: &[Hit]| -> Vec<BlockId> {
+            hits.iter().take(n_candidates).map(|hit| hit.id).collect()
+        };
+        let by_meaning = first(out);
         let by_words = query.words.search(query.text, n_candidates, query.eligible);
-        self.attention.rank(query, n_candidates, out)?;
-        let by_attention = if query.queries.is_some() { ids(out) } else { Vec::new() };
+        let by_attention = match query.queries {
+            Some(queries) => first(&by_votes(query, queries, out)),
+            None => Vec::new(),
+        };
         fuse(query, &[by_meaning, by_words, by_attention], self.k, n, out)
     }
 }

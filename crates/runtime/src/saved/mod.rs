@@ -362,6 +362,7 @@ impl Session {
         State {
             timeline: self.cache.timeline().state(),
             awaits_answer: self.awaits_answer,
+            last_turn: self.last_turn,
             documents: self.documents.clone(),
             reading: self.reading,
             recent: self.recent.clone(),
@@ -382,6 +383,7 @@ impl Session {
         self.recent.clone_from(&state.recent);
         self.logits.clone_from(&state.logits);
         self.awaits_answer = state.awaits_answer;
+        self.last_turn = state.last_turn;
         self.pins.clone_from(&state.pins);
         self.documents.clone_from(&state.documents);
         self.reading = state.reading;
@@ -411,7 +413,7 @@ impl Session {
                 Ok(())
             }
             Event::BeginAnswer => {
-                self.awaits_answer = true;
+                self.note_turn();
                 Ok(())
             }
             Event::EndTurn => self.end_turn(),

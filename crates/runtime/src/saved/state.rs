@@ -16,7 +16,7 @@ use crate::ingest::DocumentProgress;
 use crate::{Insertion, Origin, SessionConfig, SessionError};
 
 const KIND: u8 = 1;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The settings that a saved stream was made with and cannot change any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +120,7 @@ pub(crate) struct Header {
 pub(crate) struct State {
     pub(crate) timeline: TimelineState,
     pub(crate) awaits_answer: bool,
+    pub(crate) last_turn: Option<TokenPos>,
     pub(crate) documents: Vec<DocumentProgress>,
     pub(crate) reading: Option<usize>,
     pub(crate) recent: Vec<u32>,
@@ -205,6 +206,7 @@ impl State {
         to.u8(place);
         to.u64(len);
         to.u8(u8::from(self.awaits_answer));
+        to.u64(self.last_turn.map_or(u64::MAX, |turn| turn.0));
         to.u32(u32::try_from(self.documents.len()).expect("fewer documents than 2^32"));
         for document in &self.documents {
             to.0.extend_from_slice(&document.digest);
@@ -249,6 +251,7 @@ impl State {
         };
         let timeline = TimelineState { next, shift, gap, recalled, hidden_before };
         let awaits_answer = from.u8()? != 0;
+        let last_turn = Some(from.u64()?).filter(|&turn| turn != u64::MAX).map(TokenPos);
         let n_documents = from.u32()?;
         let mut document = || {
             let digest = from.take(32)?.try_into().ok()?;
@@ -275,6 +278,7 @@ impl State {
         Some(Self {
             timeline,
             awaits_answer,
+            last_turn,
             documents,
             reading,
             recent,

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use everstream_runtime::memory::{BlockSizes, Embedder, Gate, HashEmbedder};
+use everstream_runtime::memory::{BlockSizes, Embedder, Gate, HashEmbedder, Nearest, Neighbours};
 use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{Policy, RecallConfig, Session, SessionConfig};
 
@@ -24,7 +24,15 @@ pub(crate) fn small(policy: Policy) -> SessionConfig {
         window_tokens: 96,
         context_tokens: 64,
         chunk_tokens: 32,
-        recall: RecallConfig { gate: Gate::OPEN, sizes, ..Default::default() },
+        recall: RecallConfig {
+            gate: Gate::OPEN,
+            sizes,
+            strategy: Arc::new(Nearest),
+            max_blocks: 4,
+            neighbours: Neighbours::NONE,
+            window: None,
+            ..Default::default()
+        },
         ..Default::default()
     }
 }
