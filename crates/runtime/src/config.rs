@@ -139,7 +139,7 @@ pub struct SessionConfig {
     pub kv_type: KvType,
     /// Storage type of keys and values in the memory, of `remember`.
     pub memory_type: MemoryType,
-    /// What documents see that `remember` reads, unless it recalls for them
+    /// What documents see that `remember` and `sink` read, unless something is recalled for them
     /// ([`RecallConfig::on_ingest`]).
     pub document_context: DocumentContext,
     /// What `remember` finds blocks with.

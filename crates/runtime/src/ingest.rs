@@ -164,10 +164,10 @@ impl Session {
         Ok(n_read)
     }
 
-    /// Whether paragraphs of documents do not see each other: their keys and values are kept, and
-    /// nothing else stands between the sinks and them.
+    /// Whether paragraphs of documents do not see each other. `sink` does as `remember` does, for they
+    /// are equal when nothing is recalled.
     fn reads_apart(&self) -> bool {
-        self.config.policy == Policy::Remember
+        matches!(self.config.policy, Policy::Sink | Policy::Remember)
             && self.config.document_context == DocumentContext::Paragraph
             && !self.config.recall.on_ingest
     }

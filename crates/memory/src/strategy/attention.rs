@@ -25,7 +25,9 @@ pub struct ModelQueries {
 /// sum puts a block of the right paragraph first for 3 % of the questions, a single head of layer 9 for
 /// 80 %. Which heads those are differs by model, so here each head votes with a weight of its own: what
 /// a token attends to *more than the other tokens of the question do*, squared, times the square of how
-/// sharply it attends at all. That finds 63 % among all blocks, and 72 % among sixteen candidates.
+/// sharply it attends at all. That finds 63 % among all blocks; 84 % of 538 questions among the 32
+/// nearest, and 68 % of 208 about other articles with a gate of 0.7, which some of its choices do not
+/// pass.
 ///
 /// Sources: Xiao et al., "InfLLM", 2024, arXiv:2402.04617, section 3; Fountas et al., "EM-LLM", 2024,
 /// arXiv:2407.09450; Wu et al., "Retrieval Head Mechanistically Explains Long-Context Factuality",
