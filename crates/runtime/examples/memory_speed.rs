@@ -109,6 +109,7 @@ fn reinsertion(model: &Arc<Model>, text: &str) -> anyhow::Result<()> {
             let label = format!("{memory_type}, `{place}`, `{}`", insertion.name());
             println!("| {label}, from RAM | {} | {:.0} |", ms(&ram), ratio(&prefill, &ram));
         }
+        session.set_recall(RecallConfig { place: Place::Near, ..Default::default() });
         let orders = orders(&session)?;
         for (label, is_cold) in [("files, in the page cache", false), ("files, not in it", true)] {
             let disk = times(&mut || {
