@@ -122,8 +122,8 @@ pub(crate) struct RecallArgs {
     /// Tokens of recalled context
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) context_tokens: usize,
-    /// Which blocks are recalled: nearest, hybrid, fusion, attention, mmr, max-distance, or the controls random,
-    /// farthest and recent (open the gate for these)
+    /// Which blocks are recalled: nearest, hybrid, fusion, attention, mmr, max-distance, or the
+    /// controls random, farthest and recent (open the gate for these)
     #[arg(long, value_name = "NAME", default_value = "nearest", value_parser = strategy)]
     pub(crate) strategy: Arc<dyn Strategy>,
     /// Where recalled context stands

@@ -6,7 +6,8 @@
 //!   `near` opens positions, and grows with each one; only differences matter.
 //! - `q1 = t + shift`. It meets the keys of the window and those recalled `near`.
 //! - `q2 = S + R + (q1 - RopePos of the oldest window key that t sees)`, R the tokens recalled
-//!   `between`, or `near` if all of the window before them is hidden. It meets the sinks (rotated at 0..S) and the keys recalled `between` (at S..S+R).
+//!   `between`, or `near` if all of the window before them is hidden. It meets the sinks (rotated at
+//!   0..S) and the keys recalled `between` (at S..S+R).
 //!   So StreamingLLM's positions result: `q2` is the query's index inside its cache.
 //! - A recall `near` of R tokens before token `at` gives them the positions
 //!   `at + shift .. at + shift + R` and adds R to the shift of all tokens from `at` on: the *gap*.
