@@ -14,6 +14,7 @@ usage: cargo xtask soak NAME
             writes docs/million.svg
   sinks     perplexity by sinks and window on two books; prints Markdown
   squad     questions over streams of 40 paragraphs, by what is recalled; prints Markdown
+  retrieval whether the block that comes first is of the right paragraph, by strategy
   memory-speed
             keys and values put back against computed again; what remembering adds to reading
   search-speed
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
         ["million"] => million(),
         ["sinks", rest @ ..] => example("sinks", rest),
         ["squad", rest @ ..] => example("squad", rest),
+        ["retrieval", rest @ ..] => example("retrieval", rest),
         ["memory-speed", rest @ ..] => example("memory_speed", rest),
         ["search-speed", rest @ ..] => example("search_speed", rest),
         ["tests"] => {

@@ -122,9 +122,9 @@ pub(crate) struct RecallArgs {
     /// Tokens of recalled context
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) context_tokens: usize,
-    /// Which blocks are recalled: nearest, hybrid, fusion, attention, mmr, max-distance, or the
-    /// controls random, farthest and recent (open the gate for these)
-    #[arg(long, value_name = "NAME", default_value = "nearest", value_parser = strategy)]
+    /// Which blocks are recalled: hybrid (by meaning and words), nearest, fusion, attention, mmr,
+    /// max-distance, or the controls random, farthest and recent (open the gate for these)
+    #[arg(long, value_name = "NAME", default_value = "hybrid", value_parser = strategy)]
     pub(crate) strategy: Arc<dyn Strategy>,
     /// Where recalled context stands
     #[arg(long, value_enum, default_value_t = PlaceArg::Near)]
@@ -152,9 +152,9 @@ pub(crate) struct RecallArgs {
         value_parser = distance
     )]
     pub(crate) gate: f32,
-    /// A turn that has something recalled sees besides only the newest N tokens of the window and the
-    /// last turn with its answer; the others can be recalled, and are seen again by the next turn
-    #[arg(long, value_name = "N|all", default_value = "64", value_parser = recall_window)]
+    /// A turn that has something recalled sees besides only the last turn with its answer, and at least
+    /// the newest N tokens of the window; the others can be recalled, and are seen again by the next turn
+    #[arg(long, value_name = "N|all", default_value = "0", value_parser = recall_window)]
     pub(crate) recall_window: usize,
     /// Recall again after every N tokens of an answer; 0 recalls at turns only
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -132,4 +132,4 @@ pub use strategy::{
     Attention, Farthest, Fusion, Hybrid, MaxDistance, Mmr, ModelQueries, Nearest, Query, Random,
     Recent, Strategy,
 };
-pub use words::WordIndex;
+pub use words::{WordHit, WordIndex, WordScores};

@@ -2,45 +2,80 @@
 //!
 //! What an embedding blurs, a name or a number, words find exactly.
 
-use std::fmt;
-
-use bm25::{Embedder, EmbedderBuilder, Scorer, Tokenizer};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 
 use crate::block::BlockId;
 
 /// Words of a block of 64 tokens, about: what block lengths are compared with.
 const MEAN_WORDS: f32 = 45.0;
+/// How soon more of the same word adds nothing.
+const K1: f32 = 1.2;
+/// How much a long block is held against it.
+const B: f32 = 0.75;
 
-/// Blocks by their words.
+/// A block that has words of a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WordHit {
+    /// The block.
+    pub id: BlockId,
+    /// Its BM25 score, above zero: how many of the words, how often, and how rare they are.
+    pub score: f32,
+}
+
+/// Blocks by their words: for each word the blocks that have it.
 ///
 /// Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009,
 /// Foundations and Trends in Information Retrieval 3(4), section 3.3, with its usual constants
-/// k1 = 1.2, b = 0.75. Through the crate `bm25`; how text is split into words is ours.
+/// k1 = 1.2, b = 0.75. A block of 64 tokens takes some 300 bytes.
+#[derive(Clone, Debug, Default)]
 pub struct WordIndex {
-    embedder: Embedder<u32, Words>,
-    scorer: Scorer<usize, u32>,
+    postings: HashMap<Box<str>, Vec<Posting>>,
     /// In the order of addition.
     ids: Vec<BlockId>,
+    orders: HashMap<BlockId, u32>,
 }
 
-impl fmt::Debug for WordIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WordIndex").field("n_blocks", &self.ids.len()).finish_non_exhaustive()
-    }
+/// A word in a block.
+#[derive(Clone, Copy, Debug)]
+struct Posting {
+    /// The block's place in the order of addition.
+    order: u32,
+    /// What the block scores if the word is asked for, but for the word's rarity.
+    weight: f32,
 }
 
-impl Default for WordIndex {
-    fn default() -> Self {
-        let embedder = EmbedderBuilder::with_avgdl(MEAN_WORDS).build();
-        Self { embedder, scorer: Scorer::new(), ids: Vec::new() }
-    }
+/// What each block scores for one query.
+#[derive(Debug)]
+pub struct WordScores<'a> {
+    index: &'a WordIndex,
+    /// By order of addition.
+    scores: Vec<f32>,
 }
 
 impl WordIndex {
     /// Adds a block. An empty text is found by nothing.
+    ///
+    /// # Panics
+    ///
+    /// If there are more than 2^32 blocks.
     pub fn add(&mut self, id: BlockId, text: &str) {
-        self.scorer.upsert(&self.ids.len(), self.embedder.embed(text));
+        let order = u32::try_from(self.ids.len()).expect("at most 2^32 blocks");
         self.ids.push(id);
+        self.orders.insert(id, order);
+        let words = words(text);
+        let length = 1.0 - B + B * words.len() as f32 / MEAN_WORDS;
+        let mut counts: HashMap<&str, f32> = HashMap::new();
+        for word in &words {
+            *counts.entry(word).or_default() += 1.0;
+        }
+        for (word, n) in counts {
+            let posting = Posting { order, weight: n * (K1 + 1.0) / (n + K1 * length) };
+            match self.postings.get_mut(word) {
+                Some(postings) => postings.push(posting),
+                None => drop(self.postings.insert(word.into(), vec![posting])),
+            }
+        }
     }
 
     /// Blocks added.
@@ -55,26 +90,50 @@ impl WordIndex {
         self.ids.is_empty()
     }
 
-    /// The up to `n` blocks that fit the words of `query` best among those that `filter` lets pass,
-    /// best first, of equals the one added first. Blocks without any of the words are not among
-    /// them.
+    /// What the blocks score for the words of `query`; a word that stands there twice counts twice.
     #[must_use]
-    pub fn search(&self, query: &str, n: usize, filter: &dyn Fn(BlockId) -> bool) -> Vec<BlockId> {
-        let mut found = self.scorer.matches(&self.embedder.embed(query));
-        found.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
-        found.iter().map(|block| self.ids[block.id]).filter(|&id| filter(id)).take(n).collect()
+    pub fn scores(&self, query: &str) -> WordScores<'_> {
+        let mut scores = vec![0.0; self.ids.len()];
+        for word in words(query) {
+            let Some(postings) = self.postings.get(&*word) else { continue };
+            let n_with = postings.len() as f32;
+            let rarity = (1.0 + (self.ids.len() as f32 - n_with + 0.5) / (n_with + 0.5)).ln();
+            for posting in postings {
+                scores[posting.order as usize] += rarity * posting.weight;
+            }
+        }
+        WordScores { index: self, scores }
+    }
+}
+
+impl WordScores<'_> {
+    /// The score of a block; 0 if it has none of the words or was not added.
+    #[must_use]
+    pub fn of(&self, id: BlockId) -> f32 {
+        self.index.orders.get(&id).map_or(0.0, |&order| self.scores[order as usize])
+    }
+
+    /// The up to `n` blocks that fit best among those that `filter` lets pass, best first, of
+    /// equals the one added first. Blocks without any of the words are not among them.
+    #[must_use]
+    pub fn best(&self, n: usize, filter: &dyn Fn(BlockId) -> bool) -> Vec<WordHit> {
+        let found = self.scores.iter().enumerate().filter(|(_, score)| **score > 0.0);
+        // Positive floats stand in the order of their bits.
+        let mut heap: BinaryHeap<(u32, Reverse<usize>)> =
+            found.map(|(order, score)| (score.to_bits(), Reverse(order))).collect();
+        let sorted = std::iter::from_fn(|| heap.pop());
+        let hits = sorted.map(|(score, Reverse(order))| WordHit {
+            id: self.index.ids[order],
+            score: f32::from_bits(score),
+        });
+        hits.filter(|hit| filter(hit.id)).take(n).collect()
     }
 }
 
 /// Runs of letters and digits, in lower case.
-#[derive(Debug, Default)]
-struct Words;
-
-impl Tokenizer for Words {
-    fn tokenize(&self, text: &str) -> Vec<String> {
-        let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-        words.map(str::to_lowercase).collect()
-    }
+fn words(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect()
 }
 
 #[cfg(test)]
@@ -99,7 +158,6 @@ mod tests {
 
     /// The formula, word by word.
     fn naive(query: &str) -> Vec<BlockId> {
-        let words = |text: &str| Words.tokenize(text);
         let mut scored: Vec<(f32, BlockId)> = Vec::new();
         for (i, text) in TEXTS.iter().enumerate() {
             let text = words(text);
@@ -124,14 +182,23 @@ mod tests {
         let queries =
             ["lamp", "Where is the key?", "qx 4711", "the harbour lamp", "LAMP, lamp", "", "zzz"];
         for query in queries {
-            assert_eq!(index().search(query, 9, &|_| true), naive(query), "{query:?}");
+            let index = index();
+            let scores = index.scores(query);
+            let found = scores.best(9, &|_| true);
+            let (expected, ids) = (naive(query), found.iter().map(|hit| hit.id));
+            assert_eq!(ids.collect::<Vec<_>>(), expected, "{query:?}");
+            for hit in found {
+                assert_eq!(scores.of(hit.id), hit.score);
+            }
         }
         assert_eq!(naive("qx 4711"), [BlockId(200)]);
     }
 
     #[test]
     fn filters_come_before_the_count() {
-        let found = index().search("the lamp", 1, &|id| id != BlockId(100));
-        assert_eq!(found, [BlockId(400)]);
+        let index = index();
+        let scores = index.scores("the lamp");
+        assert_eq!(scores.best(1, &|id| id != BlockId(100))[0].id, BlockId(400));
+        assert_eq!((scores.of(BlockId(300)), scores.of(BlockId(7))), (0.0, 0.0));
     }
 }

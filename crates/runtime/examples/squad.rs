@@ -23,23 +23,16 @@ use everstream_runtime::{
     DocumentContext, GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session,
     SessionConfig, encode,
 };
-use serde::Deserialize;
 
 mod common;
+#[path = "common/squad_streams.rs"]
+mod squad_streams;
 
-const PARAGRAPHS: usize = 40;
+use squad_streams::{Record, Stream, half_of, streams};
+
 const CONTEXT_TOKENS: usize = 300;
 /// Tokens at the end of the stream about which nothing is asked: the largest window, and a margin.
 const RECENT: u64 = 900;
-
-#[derive(Clone, Deserialize)]
-struct Record {
-    title: String,
-    context: String,
-    question: String,
-    answers: Vec<String>,
-    is_impossible: bool,
-}
 
 /// Sums of F1, its square, exact match and whether the gold paragraph was among what was recalled.
 #[derive(Default)]
@@ -50,12 +43,6 @@ struct Sums {
     hits: f64,
     tokens: f64,
     n: f64,
-}
-
-struct Stream {
-    paragraphs: Vec<String>,
-    /// Question and the number of its paragraph.
-    questions: Vec<(Record, usize)>,
 }
 
 /// What the model sees besides the question.
@@ -196,23 +183,6 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The questions about every second article.
-fn half_of(records: Vec<Record>, half: &str) -> anyhow::Result<Vec<Record>> {
-    let rest = match half {
-        "tune" => 0,
-        "report" => 1,
-        _ => bail!("unknown half {half}: use tune or report"),
-    };
-    let mut titles: Vec<String> = Vec::new();
-    for record in &records {
-        if !titles.contains(&record.title) {
-            titles.push(record.title.clone());
-        }
-    }
-    let number = |title: &String| titles.iter().position(|t| t == title).unwrap_or(0);
-    Ok(records.into_iter().filter(|record| number(&record.title) % 2 == rest).collect())
-}
-
 fn print_table(model: &Model, half: &str, seed: u64, rows: &[Row], table: &[Sums]) {
     let n = table.first().map_or(0.0, |sums| sums.n);
     println!("\n{}, {half}, seed {seed}, {n} questions\n", model.config().name);
@@ -230,37 +200,6 @@ fn print_table(model: &Model, half: &str, seed: u64, rows: &[Row], table: &[Sums
             s.tokens / s.n
         );
     }
-}
-
-/// Streams of paragraphs from several articles, drawn by seed; answerable questions, spread evenly.
-fn streams(records: &[Record], n_streams: usize, per_stream: usize, seed: u64) -> Vec<Stream> {
-    let mut paragraphs: Vec<(String, Vec<Record>)> = Vec::new();
-    for record in records {
-        let known = paragraphs.last().is_some_and(|p| p.0 == record.context);
-        if !known {
-            paragraphs.push((record.context.clone(), Vec::new()));
-        }
-        if let Some((_, questions)) = paragraphs.last_mut()
-            && !record.is_impossible
-        {
-            questions.push(record.clone());
-        }
-    }
-    fastrand::Rng::with_seed(seed).shuffle(&mut paragraphs);
-    let draw = |chosen: &[(String, Vec<Record>)]| {
-        let mut questions = Vec::new();
-        // The last paragraphs are still in the window.
-        let asked = &chosen[..chosen.len() - 6];
-        for round in 0..20 {
-            for (i, (_, all)) in asked.iter().enumerate() {
-                questions.extend(all.get(round).map(|q| (q.clone(), i)));
-            }
-        }
-        questions.truncate(per_stream);
-        Stream { paragraphs: chosen.iter().map(|p| p.0.clone()).collect(), questions }
-    };
-    // Each paragraph is in one stream of a seed.
-    paragraphs.chunks_exact(PARAGRAPHS).take(n_streams).map(draw).collect()
 }
 
 /// A stream, read in the ways that the rows need.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
 use everstream_memory::{
-    BlockFilter, BlockSizes, Gate, KvType as MemoryType, MakeExact, MakeIndex, Nearest, Neighbours,
+    BlockFilter, BlockSizes, Gate, Hybrid, KvType as MemoryType, MakeExact, MakeIndex, Neighbours,
     RecallOrder, Strategy, TextSource,
 };
 
@@ -185,12 +185,12 @@ pub struct RecallConfig {
 
 impl Default for RecallConfig {
     /// The setting that answered best without computing anything again:
-    /// `docs/decisions/008-paragraphs.md`.
+    /// `docs/decisions/008-paragraphs.md` and `009-words.md`.
     fn default() -> Self {
         Self {
             place: Place::Near,
             insertion: Insertion::Kv,
-            strategy: Arc::new(Nearest),
+            strategy: Arc::new(Hybrid::default()),
             order: RecallOrder::BestLast,
             max_blocks: 1,
             neighbours: Neighbours::Paragraph,

@@ -400,12 +400,12 @@ impl Memory {
         request: &RecallRequest<'_>,
     ) -> Result<Vec<f32>, MemoryError> {
         let may_be_found = |id| self.eligible_part(request, id).is_some();
-        let likely = self.words.search(request.query, PREFETCHED_BLOCKS, &may_be_found);
+        let likely = self.words.scores(request.query).best(PREFETCHED_BLOCKS, &may_be_found);
         let this = &*self;
         let embeddings = std::thread::scope(|scope| {
             if !likely.is_empty() {
                 // What cannot be read is said when it is recalled; without a thread it is read then.
-                let read = || likely.iter().for_each(|&id| drop(this.block_by_id(id)));
+                let read = || likely.iter().for_each(|hit| drop(this.block_by_id(hit.id)));
                 drop(std::thread::Builder::new().spawn_scoped(scope, read));
             }
             this.embedder.embed(&[request.query])
@@ -473,18 +473,10 @@ impl Memory {
         if self.words.len() == n_blocks {
             return Ok(());
         }
-        // An index cannot be copied; a branch that has blocks of its own makes one of its own.
-        let mut made = WordIndex::default();
-        let words = match Arc::get_mut(&mut self.words) {
-            Some(words) => words,
-            None => &mut made,
-        };
+        let words = Arc::make_mut(&mut self.words);
         for order in words.len()..n_blocks {
             let text = present(self.store.text(order))?.map_or(String::new(), |text| text.text);
             words.add(self.store.metas()[order].id, &text);
-        }
-        if !made.is_empty() {
-            self.words = Arc::new(made);
         }
         Ok(())
     }

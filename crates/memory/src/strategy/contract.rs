@@ -217,37 +217,69 @@ fn candidates_bound_how_far_the_diverse_ones_go() {
     }
 }
 
-/// Ranks are fused as the paper's formula says. Without a model `fusion` has two rankings as well.
+impl World {
+    /// As the index rounds distances: the last bit decides between blocks that are equally far.
+    fn by_meaning(&self) -> Vec<Hit> {
+        let mut nearest = Vec::new();
+        let is_eligible = |id| self.is_eligible(id);
+        self.index.search(&self.query, 1000, &is_eligible, &mut nearest).unwrap();
+        nearest
+    }
+
+    /// Those that have a word of the query; all of them score the same.
+    fn by_words(&self) -> Vec<BlockId> {
+        let metas = self.metas.iter().enumerate();
+        let found = metas.filter(|(i, meta)| i % 3 == 0 && self.is_eligible(meta.id));
+        found.map(|(_, meta)| meta.id).collect()
+    }
+}
+
+fn ids(hits: &[Hit]) -> Vec<BlockId> {
+    hits.iter().map(|hit| hit.id).collect()
+}
+
+/// Ranks are fused as the paper's formula says. Without a model `fusion` has two rankings.
 #[test]
 fn ranks_are_fused() {
     for world in worlds() {
-        // As the index rounds them: the last bit decides between blocks that are equally far.
-        let mut nearest = Vec::new();
-        let is_eligible = |id| world.is_eligible(id);
-        world.index.search(&world.query, 1000, &is_eligible, &mut nearest).unwrap();
-        let by_meaning: Vec<BlockId> = nearest.iter().map(|hit| hit.id).collect();
-        let by_words: Vec<BlockId> = world
-            .metas
-            .iter()
-            .enumerate()
-            .filter(|(i, meta)| i % 3 == 0 && world.is_eligible(meta.id))
-            .map(|(_, meta)| meta.id)
-            .collect();
-        let strategies: [(&dyn Strategy, f32); 2] =
-            [(&super::Hybrid::default(), 60.0), (&super::Fusion::default(), 10.0)];
-        for (strategy, k) in strategies {
-            let part = |ranking: &[BlockId], id: BlockId| {
-                let rank = ranking.iter().take(20).position(|other| *other == id);
-                rank.map_or(0.0, |rank| 1.0 / (k + 1.0 + rank as f32))
-            };
-            let mut fused = by_meaning.clone();
-            fused.sort_by(|&a, &b| {
-                let score = |id| part(&by_meaning, id) + part(&by_words, id);
-                score(b).total_cmp(&score(a))
+        let (by_meaning, by_words) = (ids(&world.by_meaning()), world.by_words());
+        let part = |ranking: &[BlockId], id: BlockId| {
+            let rank = ranking.iter().take(20).position(|other| *other == id);
+            rank.map_or(0.0, |rank| 1.0 / (10.0 + 1.0 + rank as f32))
+        };
+        let mut fused = by_meaning.clone();
+        fused.sort_by(|&a, &b| {
+            let score = |id| part(&by_meaning, id) + part(&by_words, id);
+            score(b).total_cmp(&score(a))
+        });
+        let found = ids(&world.rank(&super::Fusion::default(), 9));
+        assert_eq!(found, fused[..9.min(fused.len())]);
+    }
+}
+
+/// Similarity and words are added, whichever distance says how similar; a block that only its words
+/// or only its meaning brought is among those that are compared.
+#[test]
+fn hybrid_adds_words_to_similarity() {
+    for world in worlds() {
+        for (weight, n) in [(0.0, 9), (0.3, 1), (0.3, 40), (1e6, 9)] {
+            let (by_meaning, by_words) = (world.by_meaning(), world.by_words());
+            let n_candidates = 20.max(n);
+            let mut all: Vec<(usize, Hit)> = by_meaning.into_iter().enumerate().collect();
+            all.retain(|(rank, hit)| {
+                *rank < n_candidates || by_words.iter().take(n_candidates).any(|id| *id == hit.id)
             });
-            let hits = world.rank(strategy, 9);
-            let found: Vec<BlockId> = hits.iter().map(|hit| hit.id).collect();
-            assert_eq!(found, fused[..9.min(fused.len())]);
+            let score = |hit: &Hit| {
+                let scale = if world.index.distance() == Distance::L2 { 0.5 } else { 1.0 };
+                let words = if by_words.contains(&hit.id) { weight } else { 0.0 };
+                1.0 - scale * hit.distance + words
+            };
+            all.sort_by(|a, b| score(&b.1).total_cmp(&score(&a.1)));
+            let hybrid = super::Hybrid { weight, ..super::Hybrid::default() };
+            let found: Vec<f32> = world.rank(&hybrid, n).iter().map(score).collect();
+            let expected: Vec<f32> =
+                all[..n.min(all.len())].iter().map(|(_, hit)| score(hit)).collect();
+            assert_close(&found, &expected, "hybrid");
         }
     }
 }

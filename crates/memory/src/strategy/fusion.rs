@@ -1,8 +1,9 @@
 //! By meaning, by words, and by what the model would look at.
 
+use std::collections::HashMap;
+
 use super::attention::by_votes;
-use super::hybrid::fuse;
-use super::{Attention, Query, Strategy};
+use super::{Attention, Query, Strategy, hits_of};
 use crate::block::BlockId;
 use crate::index::{Hit, IndexError};
 
@@ -51,11 +52,36 @@ impl Strategy for Fusion {
             hits.iter().take(n_candidates).map(|hit| hit.id).collect()
         };
         let by_meaning = first(out);
-        let by_words = query.words.search(query.text, n_candidates, query.eligible);
+        let by_words = query.words.scores(query.text).best(n_candidates, query.eligible);
+        let by_words = by_words.iter().map(|hit| hit.id).collect();
         let by_attention = match query.queries {
             Some(queries) => first(&by_votes(query, queries, out)),
             None => Vec::new(),
         };
-        fuse(query, &[by_meaning, by_words, by_attention], self.k, n, out)
+        let mut ids = self.fused(&[by_meaning, by_words, by_attention]);
+        ids.truncate(n);
+        *out = hits_of(query, &ids)?;
+        Ok(())
+    }
+}
+
+impl Fusion {
+    /// The blocks of all rankings, each of them best first, those that stand high in all of them first.
+    fn fused(&self, rankings: &[Vec<BlockId>]) -> Vec<BlockId> {
+        let mut ids: Vec<BlockId> = Vec::new();
+        let mut scores: HashMap<BlockId, f32> = HashMap::new();
+        for ranking in rankings {
+            for (rank, &id) in ranking.iter().enumerate() {
+                // The first has rank 0 here and 1 in the paper.
+                let score = 1.0 / (self.k + 1.0 + rank as f32);
+                *scores.entry(id).or_insert_with(|| {
+                    ids.push(id);
+                    0.0
+                }) += score;
+            }
+        }
+        // Stable: of equals the one of the earlier ranking.
+        ids.sort_by(|a, b| scores[b].total_cmp(&scores[a]));
+        ids
     }
 }

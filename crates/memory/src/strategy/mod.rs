@@ -113,3 +113,13 @@ pub trait Strategy: Debug + Send + Sync {
     /// What the index says.
     fn rank(&self, query: &Query<'_>, n: usize, out: &mut Vec<Hit>) -> Result<(), IndexError>;
 }
+
+/// These blocks with their distances from the query, in this order.
+fn hits_of(query: &Query<'_>, ids: &[BlockId]) -> Result<Vec<Hit>, IndexError> {
+    let mut vectors = Vec::new();
+    query.index.vectors(ids, &mut vectors)?;
+    let distance = query.index.distance();
+    let vectors = vectors.chunks_exact(query.index.dim());
+    let distances = vectors.map(|vector| distance.between(query.embedding, vector));
+    Ok(ids.iter().zip(distances).map(|(&id, distance)| Hit { id, distance }).collect())
+}
