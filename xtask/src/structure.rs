@@ -9,13 +9,14 @@ use serde_json::Value;
 use crate::check::command;
 
 /// Crates from the bottom to the top; each may use those before it only.
-const LAYERS: [&str; 8] = [
+const LAYERS: [&str; 9] = [
     "everstream-kernels",
     "everstream-kv-cache",
     "everstream-memory",
     "everstream-chroma",
     "everstream-model",
     "everstream-runtime",
+    "everstream-eval",
     "everstream-hub",
     "everstream",
 ];

@@ -1,0 +1,35 @@
+//! Scores of an answer against what was expected, as the field's public scorers compute them.
+//!
+//! The scorers agree with `rouge-score`, `sacrebleu` and the scripts of SQuAD and TriviaQA on the
+//! golden file `tests/golden/metrics.json`.
+
+mod answer;
+mod bleu;
+mod bootstrap;
+mod distinct;
+mod porter;
+mod rouge;
+
+pub use answer::{Normalisation, exact_match, f1};
+pub use bleu::Bleu;
+pub use bootstrap::{Interval, mean_interval};
+pub use distinct::distinct_n;
+pub use porter::stem;
+pub use rouge::{Rouge, RougeScore, rouge};
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// How often each item occurs.
+fn counts<T: Hash + Eq>(items: impl IntoIterator<Item = T>) -> HashMap<T, usize> {
+    let mut counts = HashMap::new();
+    for item in items {
+        *counts.entry(item).or_default() += 1;
+    }
+    counts
+}
+
+/// How many items two collections share, counting repetitions.
+fn n_common<T: Hash + Eq>(a: &HashMap<T, usize>, b: &HashMap<T, usize>) -> usize {
+    a.iter().map(|(item, n)| n.min(b.get(item).unwrap_or(&0))).sum()
+}
