@@ -17,6 +17,10 @@ use everstream_runtime::{
 
 use crate::examples;
 
+mod eval;
+
+pub(crate) use eval::EvalArgs;
+
 const EXAMPLES: &str = "\
 Examples:
   everstream demo                                   watch it read, forget and remember
@@ -74,6 +78,9 @@ pub(crate) enum Command {
     /// Score a text under one or more policies, on the same positions
     #[command(after_help = examples::PERPLEXITY)]
     Perplexity(PerplexityArgs),
+    /// Ask questions about streams, and compare what a model may see
+    #[command(after_help = examples::EVAL)]
+    Eval(EvalArgs),
     /// Measure prefill, decode, and time per token over the stream
     #[command(after_help = examples::BENCH)]
     Bench(BenchArgs),
@@ -119,13 +126,33 @@ pub(crate) struct CacheArgs {
 /// How `remember` recalls.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RecallArgs {
-    /// Tokens of recalled context
-    #[arg(long, value_name = "N", default_value_t = 300)]
-    pub(crate) context_tokens: usize,
     /// Which blocks are recalled: hybrid (by meaning and words), nearest, fusion, attention, mmr,
     /// max-distance, or the controls random, farthest and recent (open the gate for these)
     #[arg(long, value_name = "NAME", default_value = "hybrid", value_parser = strategy)]
     pub(crate) strategy: Arc<dyn Strategy>,
+    #[command(flatten)]
+    pub(crate) reinsertion: ReinsertionArgs,
+    /// Recall again after every N tokens of an answer; 0 recalls at turns only
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) recall_every: usize,
+    /// Recall for each chunk of text that is read, too; paragraphs are then not read apart
+    #[arg(long)]
+    pub(crate) recall_on_ingest: bool,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) index: IndexArgs,
+    /// Storage of keys and values in the memory [default: q8 with --session, else f16]
+    #[arg(long, value_enum)]
+    pub(crate) memory_type: Option<MemoryTypeArg>,
+}
+
+/// What comes back of what was found, and how.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ReinsertionArgs {
+    /// Tokens of recalled context
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub(crate) context_tokens: usize,
     /// Where recalled context stands
     #[arg(long, value_enum, default_value_t = PlaceArg::Near)]
     pub(crate) place: PlaceArg,
@@ -156,19 +183,6 @@ pub(crate) struct RecallArgs {
     /// the newest N tokens of the window; the others can be recalled, and are seen again by the next turn
     #[arg(long, value_name = "N|all", default_value = "0", value_parser = recall_window)]
     pub(crate) recall_window: usize,
-    /// Recall again after every N tokens of an answer; 0 recalls at turns only
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) recall_every: usize,
-    /// Recall for each chunk of text that is read, too; paragraphs are then not read apart
-    #[arg(long)]
-    pub(crate) recall_on_ingest: bool,
-    #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-    #[command(flatten)]
-    pub(crate) index: IndexArgs,
-    /// Storage of keys and values in the memory [default: q8 with --session, else f16]
-    #[arg(long, value_enum)]
-    pub(crate) memory_type: Option<MemoryTypeArg>,
 }
 
 /// What blocks are found with.
@@ -398,6 +412,20 @@ impl CacheArgs {
 impl RecallArgs {
     /// Adds these settings to a session's.
     pub(crate) fn apply(&self, config: &mut SessionConfig) {
+        self.reinsertion.apply(config);
+        config.recall.strategy = Arc::clone(&self.strategy);
+        config.recall.filter = self.filter.filter();
+        config.recall.every = self.recall_every;
+        config.recall.on_ingest = self.recall_on_ingest;
+        if let Some(memory_type) = self.memory_type {
+            config.memory_type = memory_type.into();
+        }
+    }
+}
+
+impl ReinsertionArgs {
+    /// Adds these settings to a session's.
+    pub(crate) fn apply(&self, config: &mut SessionConfig) {
         config.context_tokens = self.context_tokens;
         config.recall = RecallConfig {
             place: match self.place {
@@ -413,19 +441,12 @@ impl RecallArgs {
                 OrderArg::BestLast => RecallOrder::BestLast,
                 OrderArg::Stream => RecallOrder::Stream,
             },
-            strategy: Arc::clone(&self.strategy),
             max_blocks: self.recall_blocks,
             neighbours: self.neighbours,
             gate: Gate { max_distance: Some(self.gate) },
-            filter: self.filter.filter(),
             window: (self.recall_window != ALL_OF_IT).then_some(self.recall_window),
-            every: self.recall_every,
-            on_ingest: self.recall_on_ingest,
             ..config.recall.clone()
         };
-        if let Some(memory_type) = self.memory_type {
-            config.memory_type = memory_type.into();
-        }
     }
 }
 

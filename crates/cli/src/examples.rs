@@ -66,3 +66,10 @@ pub(crate) const MODELS: &str = "\
 Examples:
   everstream models
   everstream models --json";
+
+pub(crate) const EVAL: &str = "\
+Examples:
+  everstream eval squad --data dev-v2.0.json
+  everstream eval squad --data dev-v2.0.json --policy evidence,full,sink,rag-text,remember
+  everstream eval squad --data dev-v2.0.json --policy remember --strategy hybrid,nearest,random --gate 2
+  everstream eval passkey --distance 4000,16000 --limit 40 --out results/passkey --json";

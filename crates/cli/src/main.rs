@@ -39,6 +39,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Generate(args) => commands::generate::run(&cli.common, args),
         Command::Memory(args) => commands::memory::run(&cli.common, args),
         Command::Perplexity(args) => commands::perplexity::run(&cli.common, args),
+        Command::Eval(args) => commands::eval::run(&cli.common, args),
         Command::Bench(args) => commands::bench::run(&cli.common, args),
         Command::Inspect(args) => commands::inspect::run(&cli.common, args),
         Command::Pull(args) => commands::models::pull(&cli.common, args),

@@ -197,7 +197,7 @@ impl Default for RecallConfig {
             gate: Gate::default(),
             filter: BlockFilter::default(),
             texts: None,
-            window: Some(64),
+            window: Some(0),
             every: 0,
             on_ingest: false,
             sizes: BlockSizes::default(),

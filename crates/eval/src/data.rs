@@ -1,0 +1,94 @@
+//! Reads records: JSON Lines, or one JSON document, plain or compressed with gzip.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::EvalError;
+
+/// One object of a file, which can say where it stands when something is missing.
+#[derive(Clone, Debug)]
+pub struct Record {
+    path: PathBuf,
+    /// From 1.
+    number: usize,
+    /// The object.
+    pub value: Value,
+}
+
+/// The objects of a JSON Lines file, or the one value of a JSON file.
+///
+/// # Errors
+///
+/// [`EvalError`] if the file cannot be read, is empty, or a line is no JSON.
+pub fn records(path: &Path) -> Result<Vec<Record>, EvalError> {
+    let mut bytes = fs_err::read(path)?;
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut plain = Vec::new();
+        flate2::read::MultiGzDecoder::new(&*bytes).read_to_end(&mut plain)?;
+        bytes = plain;
+    }
+    let record = |number, value| Record { path: path.to_owned(), number, value };
+    if let Ok(value) = serde_json::from_slice(&bytes) {
+        return Ok(vec![record(1, value)]);
+    }
+    let mut records = Vec::new();
+    let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+    for (i, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
+        let value = serde_json::from_slice(line);
+        let value = value.map_err(|error| record(i + 1, Value::Null).error(&error.to_string()))?;
+        records.push(record(i + 1, value));
+    }
+    if records.is_empty() {
+        return Err(record(1, Value::Null).error("the file holds no records"));
+    }
+    Ok(records)
+}
+
+impl Record {
+    /// An error about this record.
+    #[must_use]
+    pub fn error(&self, what: &str) -> EvalError {
+        EvalError::Record { path: self.path.clone(), record: self.number, what: what.to_owned() }
+    }
+
+    /// A part of this record, for messages that name the record.
+    #[must_use]
+    pub fn part(&self, value: &Value) -> Self {
+        Self { path: self.path.clone(), number: self.number, value: value.clone() }
+    }
+
+    /// A field's text.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError::Record`] naming the field if it is missing or no text.
+    pub fn text(&self, field: &str) -> Result<&str, EvalError> {
+        let text = self.value.get(field).and_then(Value::as_str);
+        text.ok_or_else(|| self.error(&format!("`{field}` is missing, or is not a text")))
+    }
+
+    /// A field's list.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError::Record`] naming the field if it is missing or no list.
+    pub fn list(&self, field: &str) -> Result<&[Value], EvalError> {
+        let list = self.value.get(field).and_then(Value::as_array);
+        list.map(Vec::as_slice)
+            .ok_or_else(|| self.error(&format!("`{field}` is missing, or is not a list")))
+    }
+
+    /// A field's list of texts.
+    ///
+    /// # Errors
+    ///
+    /// As [`list`](Self::list), and if an item is no text.
+    pub fn texts(&self, field: &str) -> Result<Vec<String>, EvalError> {
+        let texts = self.list(field)?.iter().map(|item| item.as_str().map(str::to_owned));
+        texts
+            .collect::<Option<_>>()
+            .ok_or_else(|| self.error(&format!("`{field}` holds something that is not a text")))
+    }
+}

@@ -1,0 +1,114 @@
+//! What a model sees when it is asked.
+
+use everstream_runtime::{Policy, RecallConfig, SessionConfig};
+
+/// What the model sees besides the question.
+#[derive(Clone, Debug)]
+pub enum Method {
+    /// The evidence and nothing else: the most that a perfect memory could give.
+    Evidence,
+    /// Nothing: what the model knows anyway.
+    ClosedBook,
+    /// The whole stream, by full attention, as far as the model was trained.
+    Full,
+    /// The newest tokens of the stream, as many as the budget, read anew.
+    Truncate,
+    /// What a policy without a memory keeps, at the budget of the others: `window` or `sink`.
+    Kept(Policy),
+    /// The text of what is recalled, read behind the window: ordinary retrieval.
+    RagText(RecallConfig),
+    /// What is recalled, put back into the cache.
+    Remember(RecallConfig),
+}
+
+/// Methods of the same reading share the streams that they read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Nothing is read before the question is known.
+    Nothing,
+    Full,
+    Kept(Policy),
+    Remember,
+}
+
+impl Method {
+    /// The names of all methods, as the command line takes them.
+    pub const ALL: [&'static str; 8] =
+        ["evidence", "closed-book", "full", "truncate", "window", "sink", "rag-text", "remember"];
+
+    /// The method of this name, recalling in one of the ways given if it recalls: one for each.
+    #[must_use]
+    pub fn by_name(name: &str, recalls: &[RecallConfig]) -> Option<Vec<Self>> {
+        let each = |method: fn(RecallConfig) -> Self| recalls.iter().cloned().map(method).collect();
+        Some(match name {
+            "evidence" => vec![Self::Evidence],
+            "closed-book" => vec![Self::ClosedBook],
+            "full" => vec![Self::Full],
+            "truncate" => vec![Self::Truncate],
+            "window" => vec![Self::Kept(Policy::Window)],
+            "sink" => vec![Self::Kept(Policy::Sink)],
+            "rag-text" => each(Self::RagText),
+            "remember" => each(Self::Remember),
+            _ => return None,
+        })
+    }
+
+    /// The name of what is seen.
+    #[must_use]
+    pub fn policy(&self) -> &'static str {
+        match self {
+            Self::Evidence => "evidence",
+            Self::ClosedBook => "closed-book",
+            Self::Full => "full",
+            Self::Truncate => "truncate",
+            Self::Kept(policy) => policy.name(),
+            Self::RagText(_) => "rag-text",
+            Self::Remember(_) => "remember",
+        }
+    }
+
+    /// How it recalls, if it does.
+    #[must_use]
+    pub fn recall(&self) -> Option<&RecallConfig> {
+        match self {
+            Self::RagText(recall) | Self::Remember(recall) => Some(recall),
+            _ => None,
+        }
+    }
+
+    /// A name that no other method of a run has: the policy, and the strategy of its recall.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self.recall() {
+            Some(recall) => format!("{} {}", self.policy(), recall.strategy.name()),
+            None => self.policy().to_owned(),
+        }
+    }
+
+    pub(crate) fn reading(&self) -> Reading {
+        match self {
+            Self::Evidence | Self::ClosedBook | Self::Truncate => Reading::Nothing,
+            Self::Full => Reading::Full,
+            Self::Kept(policy) => Reading::Kept(*policy),
+            Self::RagText(_) | Self::Remember(_) => Reading::Remember,
+        }
+    }
+}
+
+impl Reading {
+    /// Settings of the session that reads a stream, all of the budget of `config`, which remembers.
+    pub(crate) fn config(self, config: &SessionConfig, trained_tokens: usize) -> SessionConfig {
+        let budget = config.n_sink + config.context_tokens + config.window_tokens;
+        let config = config.clone();
+        match self {
+            Self::Nothing | Self::Full => {
+                SessionConfig { policy: Policy::Dense, max_tokens: trained_tokens, ..config }
+            }
+            Self::Kept(policy) => {
+                let n_sink = if policy == Policy::Sink { config.n_sink } else { 0 };
+                SessionConfig { policy, window_tokens: budget - n_sink, ..config }
+            }
+            Self::Remember => SessionConfig { policy: Policy::Remember, ..config },
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Reads streams, asks questions, keeps answers.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use everstream_runtime::memory::{Embedder, Recall, Role};
+use everstream_runtime::model::Model;
+use everstream_runtime::{GenerateOptions, Origin, Session, SessionConfig, SessionError, encode};
+use serde::{Deserialize, Serialize};
+
+use crate::method::Reading;
+use crate::{EvalError, Method, Question, Stream, Task, TaskOptions};
+
+/// One question, answered. The same settings give the same answers, byte for byte; how long they took is
+/// kept in a file of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// What was drawn.
+    pub seed: u64,
+    /// The stream's number, from 0.
+    pub stream: usize,
+    /// The question's name in the stream.
+    pub question: String,
+    /// [`Method::label`].
+    pub method: String,
+    /// What the model read last.
+    pub prompt: String,
+    /// What would have been right.
+    pub references: Vec<String>,
+    /// What the model said.
+    pub answer: String,
+    /// Tokens between the end of the evidence and the question.
+    pub distance: u64,
+    /// What was recalled, first and one past the last token of each block.
+    pub recalled: Vec<(u64, u64)>,
+    /// Whether some of what was recalled is of the evidence; `None` if nothing could be recalled.
+    pub found: Option<bool>,
+    /// Tokens that the model saw besides the question.
+    pub seen: usize,
+    /// Metrics by name, each from 0 to 1.
+    pub scores: Vec<(String, f64)>,
+}
+
+/// How long an answer took.
+#[derive(Serialize)]
+struct Timing<'a> {
+    seed: u64,
+    stream: usize,
+    question: &'a str,
+    method: &'a str,
+    seconds: f64,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Answers that exist.
+    pub answered: usize,
+    /// Answers that there will be.
+    pub total: usize,
+    /// Of them, answers that an earlier run left.
+    pub resumed: usize,
+}
+
+/// A comparison of methods on one task.
+pub struct Run<'a> {
+    /// What is asked.
+    pub task: &'a dyn Task,
+    /// How its streams are made; one seed of `seeds` at a time.
+    pub options: TaskOptions,
+    /// What is drawn, one set of streams for each.
+    pub seeds: Vec<u64>,
+    /// Who answers.
+    pub model: Arc<Model>,
+    /// Finds what is recalled; needed if a method recalls.
+    pub encoder: Option<Arc<dyn Embedder>>,
+    /// Cache sizes of the sessions that remember. Others get as many tokens in all.
+    pub config: SessionConfig,
+    /// What is compared.
+    pub methods: Vec<Method>,
+    /// Where answers are kept; an interrupted run goes on from there. `None` keeps them nowhere.
+    pub folder: Option<PathBuf>,
+}
+
+impl Run<'_> {
+    /// Answers all questions that are not answered yet, and returns all answers in the order of seeds,
+    /// streams, questions and methods.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError`]; what was answered before it is kept.
+    pub fn answers(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Answer>, EvalError> {
+        let mut kept = Kept::open(self.folder.as_deref())?;
+        let mut streams = Vec::new();
+        for &seed in &self.seeds {
+            let options = TaskOptions { seed, ..self.options.clone() };
+            for (number, stream) in self.task.streams(&options)?.into_iter().enumerate() {
+                streams.push((seed, number, stream));
+            }
+        }
+        let total = self.methods.len()
+            * streams.iter().map(|(_, _, stream)| stream.questions.len()).sum::<usize>();
+        let wanted = self.wanted(&streams);
+        kept.answers.retain(|answer| wanted.contains(&key(answer)));
+        let resumed = kept.answers.len();
+        progress(Progress { answered: resumed, total, resumed });
+        for (seed, number, stream) in &streams {
+            let place = (*seed, *number);
+            self.read_stream(place, stream, &mut kept, &mut |answered| {
+                progress(Progress { answered, total, resumed });
+            })?;
+        }
+        let mut answers = kept.answers;
+        let order = |answer: &Answer| {
+            let stream = streams.iter().position(|s| (s.0, s.1) == (answer.seed, answer.stream));
+            let questions = stream.map(|i| &streams[i].2.questions);
+            let question =
+                questions.and_then(|all| all.iter().position(|q| q.id == answer.question));
+            let method = self.methods.iter().position(|m| m.label() == answer.method);
+            (stream, question, method)
+        };
+        answers.sort_by_cached_key(order);
+        Ok(answers)
+    }
+
+    fn wanted(&self, streams: &[(u64, usize, Stream)]) -> HashSet<Key> {
+        let mut wanted = HashSet::new();
+        for (seed, number, stream) in streams {
+            for question in &stream.questions {
+                for method in &self.methods {
+                    wanted.insert((*seed, *number, question.id.clone(), method.label()));
+                }
+            }
+        }
+        wanted
+    }
+
+    /// Reads a stream once for all methods that read alike.
+    fn read_stream(
+        &self,
+        place: (u64, usize),
+        stream: &Stream,
+        kept: &mut Kept,
+        answered: &mut dyn FnMut(usize),
+    ) -> Result<(), EvalError> {
+        let ends = self.ends(stream)?;
+        let mut readings: Vec<Reading> = Vec::new();
+        for method in &self.methods {
+            if !readings.contains(&method.reading()) {
+                readings.push(method.reading());
+            }
+        }
+        for reading in readings {
+            let methods: Vec<&Method> =
+                self.methods.iter().filter(|method| method.reading() == reading).collect();
+            let is_open = |question: &Question| {
+                let key = |m: &&Method| (place.0, place.1, question.id.clone(), m.label());
+                methods.iter().any(|method| !kept.known.contains(&key(method)))
+            };
+            let open: Vec<&Question> = stream.questions.iter().filter(|q| is_open(q)).collect();
+            if open.is_empty() {
+                continue;
+            }
+            self.check_length(reading, &open, &ends)?;
+            let mut session = self.session(reading)?;
+            let mut n_read = 0;
+            for question in open {
+                if reading != Reading::Nothing {
+                    read(&mut session, &stream.documents[n_read..question.after])?;
+                    n_read = question.after;
+                }
+                for method in &methods {
+                    let known = (place.0, place.1, question.id.clone(), method.label());
+                    if kept.known.contains(&known) {
+                        continue;
+                    }
+                    let start = Instant::now();
+                    let mut answer = self.answer(method, &session, stream, question, &ends)?;
+                    (answer.seed, answer.stream) = place;
+                    kept.add(answer, start.elapsed().as_secs_f64())?;
+                    answered(kept.answers.len());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where each document ends, in tokens.
+    fn ends(&self, stream: &Stream) -> Result<Vec<u64>, EvalError> {
+        let mut end = 0;
+        let mut ends = Vec::new();
+        for document in &stream.documents {
+            end += encode(&self.model, document)?.len() as u64;
+            ends.push(end);
+        }
+        Ok(ends)
+    }
+
+    fn check_length(
+        &self,
+        reading: Reading,
+        open: &[&Question],
+        ends: &[u64],
+    ) -> Result<(), EvalError> {
+        let trained = self.model.config().context_length as u64;
+        let longest = open.iter().map(|q| end_of(ends, q.after)).max().unwrap_or(0);
+        if reading == Reading::Full && longest + 512 > trained {
+            return Err(EvalError::Setting(format!(
+                "full attention would see {longest} tokens and the model was trained on {trained}: leave out \
+                 `full`, or use a shorter stream"
+            )));
+        }
+        Ok(())
+    }
+
+    fn session(&self, reading: Reading) -> Result<Session, EvalError> {
+        let config = reading.config(&self.config, self.model.config().context_length);
+        let encoder = self.encoder.clone().filter(|_| reading == Reading::Remember);
+        Ok(Session::new(Arc::clone(&self.model), encoder, config)?)
+    }
+
+    fn answer(
+        &self,
+        method: &Method,
+        read_before: &Session,
+        stream: &Stream,
+        question: &Question,
+        ends: &[u64],
+    ) -> Result<Answer, EvalError> {
+        let mut session = read_before.branch()?;
+        let (mut recalled, mut found) = (Vec::new(), None);
+        match method {
+            Method::ClosedBook | Method::Full | Method::Kept(_) => {}
+            Method::Evidence => {
+                let documents = question.evidence.iter().map(|&i| stream.documents[i].clone());
+                read(&mut session, &documents.collect::<Vec<_>>())?;
+            }
+            Method::Truncate => {
+                let text = stream.documents[..question.after].concat();
+                let tokens = session.encode(&text)?;
+                let config = &self.config;
+                let budget = config.n_sink + config.context_tokens + config.window_tokens;
+                let newest = &tokens[tokens.len().saturating_sub(budget)..];
+                session.append(newest, Origin::turn(Role::Document))?;
+            }
+            Method::RagText(recall) | Method::Remember(recall) => {
+                session.set_recall(recall.clone());
+                let recall = session.recall(&question.query)?.clone();
+                let evidence: Vec<Range<u64>> =
+                    question.evidence.iter().map(|&i| end_of(ends, i)..ends[i]).collect();
+                let parts = recall.blocks.iter().map(|b| b.part.start.0..b.part.end.0);
+                let is_of = |part: &Range<u64>| {
+                    evidence.iter().any(|e| part.start < e.end && e.start < part.end)
+                };
+                recalled = parts.clone().map(|part| (part.start, part.end)).collect();
+                found = Some(parts.clone().any(|part| is_of(&part)));
+                if matches!(method, Method::RagText(_)) {
+                    read_recalled(&mut session, &recall)?;
+                }
+            }
+        }
+        let seen = session.sections();
+        let seen = (session.n_tokens() as usize).min(seen.sinks + seen.recalled + seen.window);
+        let tokens = session.encode(&question.prompt)?;
+        session.append(&tokens, Origin::turn(Role::User))?;
+        let options = GenerateOptions {
+            max_tokens: question.max_tokens,
+            stop: vec!["\n".to_owned()],
+            ..GenerateOptions::default()
+        };
+        let answer = session.generate(&options, &mut |_| ControlFlow::Continue(()))?.text;
+        let scores = self.task.score(&answer, question);
+        let last = question.evidence.iter().map(|&i| ends[i]).max();
+        let asked_at = end_of(ends, question.after);
+        Ok(Answer {
+            seed: 0,
+            stream: 0,
+            question: question.id.clone(),
+            method: method.label(),
+            prompt: question.prompt.clone(),
+            references: question.references.clone(),
+            answer,
+            distance: last.map_or(0, |last| asked_at.saturating_sub(last)),
+            recalled,
+            found,
+            seen,
+            scores: scores.into_iter().map(|(name, score)| (name.to_owned(), score)).collect(),
+        })
+    }
+}
+
+/// Where the first `n` documents end.
+fn end_of(ends: &[u64], n: usize) -> u64 {
+    n.checked_sub(1).map_or(0, |last| ends[last])
+}
+
+fn read(session: &mut Session, documents: &[String]) -> Result<(), SessionError> {
+    for document in documents {
+        let origin = Origin::turn(Role::Document);
+        session.ingest(document, origin, &mut |_, _, _| ControlFlow::Continue(()))?;
+    }
+    Ok(())
+}
+
+/// Takes back what was recalled, and reads its text behind the window.
+fn read_recalled(session: &mut Session, recall: &Recall) -> Result<(), SessionError> {
+    let mut text = String::new();
+    for run in recall.runs() {
+        let blocks = recall.blocks[run].iter().map(|block| block.block.text());
+        text += blocks.collect::<String>().trim();
+        text += "\n\n";
+    }
+    session.insert(Recall::default())?;
+    let tokens = session.encode(&text)?;
+    session.append(&tokens, Origin::turn(Role::Document))
+}
+
+type Key = (u64, usize, String, String);
+
+fn key(answer: &Answer) -> Key {
+    (answer.seed, answer.stream, answer.question.clone(), answer.method.clone())
+}
+
+/// The answers of a run and of the ones before it.
+struct Kept {
+    answers: Vec<Answer>,
+    known: HashSet<Key>,
+    files: Option<[fs_err::File; 2]>,
+}
+
+impl Kept {
+    fn open(folder: Option<&Path>) -> Result<Self, EvalError> {
+        let mut kept = Self { answers: Vec::new(), known: HashSet::new(), files: None };
+        let Some(folder) = folder else { return Ok(kept) };
+        fs_err::create_dir_all(folder)?;
+        let open = |name: &str| {
+            let mut options = fs_err::OpenOptions::new();
+            options.create(true).append(true).open(folder.join(name))
+        };
+        let (answers, timings) = (open("answers.jsonl")?, open("timings.jsonl")?);
+        let text = fs_err::read_to_string(folder.join("answers.jsonl"))?;
+        let mut n_whole = 0;
+        for line in text.split_inclusive('\n') {
+            // The last line of a run that was killed may be a part of one.
+            let Ok(answer) = serde_json::from_str::<Answer>(line) else { break };
+            if !line.ends_with('\n') {
+                break;
+            }
+            n_whole += line.len();
+            kept.known.insert(key(&answer));
+            kept.answers.push(answer);
+        }
+        if text[n_whole..].contains('\n') {
+            return Err(EvalError::Setting(format!(
+                "{}: line {} is no answer of this version: use another folder, or delete it",
+                folder.join("answers.jsonl").display(),
+                kept.answers.len() + 1
+            )));
+        }
+        answers.set_len(n_whole as u64)?;
+        kept.files = Some([answers, timings]);
+        Ok(kept)
+    }
+
+    fn add(&mut self, answer: Answer, seconds: f64) -> Result<(), EvalError> {
+        if let Some([answers, timings]) = &mut self.files {
+            let (question, method) = (&*answer.question, &*answer.method);
+            let Answer { seed, stream, .. } = answer;
+            let timing = Timing { seed, stream, question, method, seconds };
+            timings.write_all(&line(&timing)?)?;
+            answers.write_all(&line(&answer)?)?;
+        }
+        self.known.insert(key(&answer));
+        self.answers.push(answer);
+        Ok(())
+    }
+}
+
+fn line(value: &impl Serialize) -> Result<Vec<u8>, EvalError> {
+    let mut line = serde_json::to_vec(value).map_err(std::io::Error::from)?;
+    line.push(b'\n');
+    Ok(line)
+}

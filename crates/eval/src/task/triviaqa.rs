@@ -1,0 +1,116 @@
+//! TriviaQA: questions of quizzes, with passages that say the answer.
+
+use std::collections::HashSet;
+
+use super::{Task, TaskOptions, best_match};
+use crate::data::records;
+use crate::metrics::Normalisation;
+use crate::rng::for_stream;
+use crate::{EvalError, Question, Stream};
+
+/// Streams of passages; questions at the end about the first ones.
+///
+/// Source: Joshi et al., "TriviaQA: A Large Scale Distantly Supervised Challenge Dataset for Reading
+/// Comprehension", 2017, arXiv:1705.03551. Reads JSON Lines with a question a line and its passages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TriviaQa;
+
+/// Items of a stream that are asked; the distractors come after them.
+const ASKED: usize = 10;
+
+struct Item {
+    id: String,
+    question: String,
+    answers: Vec<String>,
+    /// Those that name an answer first.
+    passages: Vec<String>,
+    n_with_answer: usize,
+}
+
+impl Task for TriviaQa {
+    fn name(&self) -> &'static str {
+        "triviaqa"
+    }
+
+    fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {
+        let path = options.data()?;
+        let mut items = Vec::new();
+        for record in records(path)? {
+            let answers = record.texts("answers")?;
+            let mut passages = Vec::new();
+            for passage in record.list("passages")? {
+                passages.push(record.part(passage).text("text")?.to_owned());
+            }
+            let says = |passage: &String| answers.iter().any(|a| says(passage, a));
+            passages.sort_by_key(|passage| !says(passage));
+            let n_with_answer = passages.iter().filter(|passage| says(passage)).count();
+            let (id, question) =
+                (record.text("id")?.to_owned(), record.text("question")?.to_owned());
+            items.push(Item { id, question, answers, passages, n_with_answer });
+        }
+        // An item whose passages do not say it has no evidence.
+        items.retain(|item| item.n_with_answer > 0);
+        for_stream(options.seed, 0).shuffle(&mut items);
+        let n_items = ASKED + options.distractors;
+        if items.len() < n_items {
+            return Err(EvalError::Setting(format!(
+                "{} has {} items with an answer, but a stream takes {n_items}: use fewer --distractors",
+                path.display(),
+                items.len()
+            )));
+        }
+        let mut left = options.limit;
+        let mut streams = Vec::new();
+        for chosen in items.chunks_exact(n_items) {
+            if left == 0 {
+                break;
+            }
+            let stream = stream(chosen, left);
+            left -= stream.questions.len();
+            streams.push(stream);
+        }
+        Ok(streams)
+    }
+
+    fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
+        best_match(answer, question, Normalisation::TriviaQa)
+    }
+}
+
+/// One passage with an answer for each item, no passage twice.
+fn stream(items: &[Item], limit: usize) -> Stream {
+    let mut stream = Stream::default();
+    let mut known = HashSet::new();
+    for (i, item) in items.iter().enumerate() {
+        let passage = &item.passages[0];
+        if !known.insert(passage) {
+            continue;
+        }
+        if i < ASKED && stream.questions.len() < limit {
+            stream.questions.push(Question {
+                id: item.id.clone(),
+                after: 0,
+                query: item.question.clone(),
+                prompt: format!("Question: {}\nShort answer:", item.question),
+                references: item.answers.clone(),
+                evidence: vec![stream.documents.len()],
+                max_tokens: 24,
+            });
+        }
+        stream.documents.push(format!("{passage}\n\n"));
+    }
+    let end = stream.documents.len();
+    stream.questions.iter_mut().for_each(|question| question.after = end);
+    stream
+}
+
+/// Whether a passage names an answer, as words of their own.
+fn says(passage: &str, answer: &str) -> bool {
+    let (passage, answer) = (passage.to_lowercase(), answer.to_lowercase());
+    let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    !answer.is_empty()
+        && passage.match_indices(&answer).any(|(start, found)| {
+            let (before, after) = (&passage[..start], &passage[start + found.len()..]);
+            !is_word(before.chars().next_back()) && !is_word(after.chars().next())
+        })
+}

@@ -1,0 +1,100 @@
+//! Runs with a tiny model, whose answers mean nothing and whose bookkeeping does.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use everstream_eval::{Answer, EvalError, Method, Run, TaskOptions, summarise, task};
+use everstream_runtime::memory::{Gate, HashEmbedder};
+use everstream_runtime::model::{Model, ModelOptions};
+use everstream_runtime::{RecallConfig, SessionConfig};
+
+fn model() -> Arc<Model> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/tiny-qwen2.gguf");
+    let options = ModelOptions { n_threads: NonZeroUsize::MIN, ..Default::default() };
+    Arc::new(Model::open(&path, options).unwrap())
+}
+
+fn methods() -> Vec<Method> {
+    let recall = RecallConfig { gate: Gate::OPEN, ..RecallConfig::default() };
+    let names = ["evidence", "closed-book", "truncate", "window", "sink", "rag-text", "remember"];
+    let methods = names.iter().filter_map(|name| Method::by_name(name, &[recall.clone()]));
+    methods.flatten().collect()
+}
+
+fn answers(folder: Option<&Path>, stop_after: usize) -> Result<Vec<Answer>, EvalError> {
+    let task = task::by_name("passkey").unwrap();
+    let run = Run {
+        task: &*task,
+        options: TaskOptions {
+            data: None,
+            limit: 4,
+            distractors: 0,
+            distances: vec![300, 600],
+            seed: 0,
+        },
+        seeds: vec![1, 2],
+        model: model(),
+        encoder: Some(Arc::new(HashEmbedder)),
+        config: SessionConfig { window_tokens: 128, context_tokens: 96, ..Default::default() },
+        methods: methods(),
+        folder: folder.map(Path::to_owned),
+    };
+    run.answers(&mut |progress| {
+        assert_eq!(progress.total, 2 * 4 * 7);
+        // As a run that is killed in the middle.
+        assert!(progress.answered < stop_after, "stopped here");
+    })
+}
+
+fn text(answers: &[Answer]) -> String {
+    answers.iter().map(|answer| serde_json::to_string(answer).unwrap() + "\n").collect()
+}
+
+#[test]
+fn an_interrupted_run_ends_as_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = text(&answers(None, usize::MAX).unwrap());
+    let stopped = std::panic::catch_unwind(|| answers(Some(folder.path()), 23));
+    assert!(stopped.is_err());
+    // What a killed process leaves: a line that is not whole.
+    let path = folder.path().join("answers.jsonl");
+    let mut kept = fs_err::read(&path).unwrap();
+    kept.extend(b"{\"seed\":1,\"stre");
+    fs_err::write(&path, kept).unwrap();
+    assert_eq!(text(&answers(Some(folder.path()), usize::MAX).unwrap()), whole);
+    let finished = fs_err::read(&path).unwrap();
+    // Nothing is left to do: the files stay as they are.
+    assert_eq!(text(&answers(Some(folder.path()), usize::MAX).unwrap()), whole);
+    assert_eq!(fs_err::read(&path).unwrap(), finished);
+    fs_err::write(&path, "{}\n").unwrap();
+    let error = answers(Some(folder.path()), usize::MAX).unwrap_err().to_string();
+    assert!(error.contains("line 1 is no answer of this version"), "{error}");
+}
+
+#[test]
+fn what_is_seen_keeps_to_the_budget() {
+    let answers = answers(None, usize::MAX).unwrap();
+    let budget = 4 + 96 + 128;
+    for answer in &answers {
+        let (low, high) = match &*answer.method {
+            "evidence" => (10, 100),
+            "closed-book" => (0, 0),
+            "truncate" | "window" | "sink" => (budget, budget),
+            // A recall of one paragraph, and at least the sinks.
+            "rag-text hybrid" | "remember hybrid" => (4, budget),
+            other => panic!("{other}"),
+        };
+        assert!((low..=high).contains(&answer.seen), "{}: {}", answer.method, answer.seen);
+        assert_eq!(answer.found.is_some(), answer.method.contains("hybrid"));
+        assert_eq!(answer.recalled.is_empty(), !answer.method.contains("hybrid"), "{answer:?}");
+    }
+    let summary = summarise(&answers, 1);
+    assert_eq!(summary.methods.len(), 7);
+    for method in &summary.methods {
+        assert_eq!(method.n, 8);
+        let metric = &method.metrics[0];
+        assert!(metric.interval[0] <= metric.mean && metric.mean <= metric.interval[1]);
+        assert_eq!(metric.difference.is_none(), method.method == "evidence");
+    }
+}
