@@ -16,7 +16,7 @@ use everstream_runtime::memory::{
 };
 use everstream_runtime::model::Model;
 use everstream_runtime::{
-    Insertion, Origin, Policy, RecallConfig, Session, SessionConfig, Storage,
+    Insertion, Origin, Policy, RecallConfig, Session, SessionConfig, Storage, Timings,
 };
 
 #[path = "common/books.rs"]
@@ -184,7 +184,10 @@ fn decoding(model: &Arc<Model>, encoder: &Arc<dyn Embedder>, text: &str) -> anyh
         Session::new(Arc::clone(model), None, config)
     };
     let folders = [tempfile::tempdir()?, tempfile::tempdir()?];
-    let remember = |data: &Path| open(model, encoder, config(KvType::Q8), data);
+    // All of the window is seen beside what is recalled, so that the budgets are equal.
+    let mut all_seen = config(KvType::Q8);
+    all_seen.recall.window = None;
+    let remember = |data: &Path| open(model, encoder, all_seen.clone(), data);
     let mut rows = [
         ("sink, 4 + 512", sink(512)?, Vec::new()),
         ("remember, nothing recalled", remember(folders[0].path())?, Vec::new()),
@@ -198,6 +201,7 @@ fn decoding(model: &Arc<Model>, encoder: &Arc<dyn Embedder>, text: &str) -> anyh
     let orders = orders(&rows[3].1)?;
     let recall = read(&rows[3].1, &orders)?;
     rows[3].1.insert(recall)?;
+    let before: Vec<Timings> = rows.iter().map(|row| row.1.timings()).collect();
     let mut order = [0, 1, 2, 3];
     let mut rng = fastrand::Rng::with_seed(1);
     for round in tokens[1500..].chunks_exact(DECODED).take(2 * ROUNDS + 1) {
@@ -211,11 +215,19 @@ fn decoding(model: &Arc<Model>, encoder: &Arc<dyn Embedder>, text: &str) -> anyh
             times.push(start.elapsed() / DECODED as u32);
         }
     }
-    println!("\n| tokens one by one | ms each, median (smallest..largest) | more time |");
-    println!("|---|---|---|");
-    for (i, (label, _, times)) in rows.iter().enumerate() {
+    println!(
+        "\n| tokens one by one | ms each, median (smallest..largest) | more time | forward pass, mean \
+         | storing, mean |"
+    );
+    println!("|---|---|---|---|---|");
+    for (i, (label, session, times)) in rows.iter().enumerate() {
         let more = 100.0 * (ratio(times, &rows[i / 2 * 2].2) - 1.0);
-        println!("| {label} | {} | {more:+.1} % |", ms(times));
+        let n_tokens = (DECODED * times.len()) as f64;
+        let each = |part: fn(Timings) -> Duration| {
+            1e3 * (part(session.timings()) - part(before[i])).as_secs_f64() / n_tokens
+        };
+        let (forward, storing) = (each(|t| t.forward), each(|t| t.remember));
+        println!("| {label} | {} | {more:+.1} % | {forward:.3} | {storing:.3} |", ms(times));
     }
     Ok(())
 }

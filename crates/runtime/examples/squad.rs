@@ -223,12 +223,7 @@ impl<'a> Stage<'a> {
         rows: &[Row],
     ) -> anyhow::Result<Self> {
         let read = |config| read(model, encoder, config, &stream.paragraphs);
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for paragraph in &stream.paragraphs {
-            let n_tokens = encode(model, &format!("{paragraph}\n\n"))?.len() as u64;
-            let first = ranges.last().map_or(0, |range| range.end);
-            ranges.push(first..first + n_tokens);
-        }
+        let ranges = ranges(model, &stream.paragraphs)?;
         let mut stage =
             Self { model, encoder, stream, dense: None, sink: None, remember: Vec::new(), ranges };
         for row in rows {
@@ -249,10 +244,6 @@ impl<'a> Stage<'a> {
                     stage.remember.push((row.reading(), read(config)?));
                 }
             }
-        }
-        let end = stage.ranges.last().map_or(0, |range| range.end);
-        if stage.remember.iter().any(|(_, session)| session.n_tokens() != end) {
-            bail!("paragraphs have other tokens together than alone");
         }
         Ok(stage)
     }
@@ -322,6 +313,30 @@ fn config(policy: Policy) -> SessionConfig {
     SessionConfig { policy, max_tokens: 16_384, ..SessionConfig::default() }
 }
 
+/// A paragraph as it stands in a stream.
+fn document(paragraph: &String) -> String {
+    format!("{paragraph}\n\n")
+}
+
+/// The tokens of each paragraph: those that begin in it.
+fn ranges(model: &Model, paragraphs: &[String]) -> anyhow::Result<Vec<Range<u64>>> {
+    let documents: Vec<String> = paragraphs.iter().map(document).collect();
+    let mut starts = Vec::new();
+    let mut n_bytes = 0;
+    for token in encode(model, &documents.concat())? {
+        starts.push(n_bytes);
+        n_bytes += model.tokenizer().token_bytes(token).len();
+    }
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut end = 0;
+    for document in &documents {
+        end += document.len();
+        let first = ranges.last().map_or(0, |range| range.end);
+        ranges.push(first..starts.partition_point(|&start| start < end) as u64);
+    }
+    Ok(ranges)
+}
+
 /// A session that has read the paragraphs.
 fn read(
     model: &Arc<Model>,
@@ -330,7 +345,7 @@ fn read(
     paragraphs: &[String],
 ) -> anyhow::Result<Session> {
     let mut session = Session::new(Arc::clone(model), Some(Arc::clone(encoder)), config)?;
-    let text: String = paragraphs.iter().map(|paragraph| format!("{paragraph}\n\n")).collect();
+    let text: String = paragraphs.iter().map(document).collect();
     session.ingest(
         &text,
         Origin::turn(Role::Document),
