@@ -1,15 +1,17 @@
 //! Reads streams, asks questions, keeps answers.
 
 use std::collections::HashSet;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use everstream_runtime::memory::{Embedder, Recall, Role};
+use everstream_runtime::memory::{Embedder, Recall, Role, write_whole};
 use everstream_runtime::model::Model;
-use everstream_runtime::{GenerateOptions, Origin, Session, SessionConfig, SessionError, encode};
+use everstream_runtime::{
+    GenerateOptions, Origin, RecallConfig, Session, SessionConfig, SessionError, encode,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::method::Reading;
@@ -94,7 +96,7 @@ impl Run<'_> {
     ///
     /// [`EvalError`]; what was answered before it is kept.
     pub fn answers(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Answer>, EvalError> {
-        let mut kept = Kept::open(self.folder.as_deref())?;
+        let mut kept = Kept::open(self.folder.as_deref(), &self.settings())?;
         let mut streams = Vec::new();
         for &seed in &self.seeds {
             let options = TaskOptions { seed, ..self.options.clone() };
@@ -125,6 +127,29 @@ impl Run<'_> {
         };
         answers.sort_by_cached_key(order);
         Ok(answers)
+    }
+
+    /// What all answers of a folder must share: everything but seeds and methods, of which there may
+    /// be more another time.
+    fn settings(&self) -> String {
+        let TaskOptions { data, limit, distractors, distances, seed: _ } = &self.options;
+        let model = self.model.config();
+        let settings = serde_json::json!({
+            "task": self.task.name(),
+            "data": data,
+            "limit": limit,
+            "distractors": distractors,
+            "distances": distances,
+            "model": model.name,
+            "layers": model.n_layers,
+            "sinks": self.config.n_sink,
+            "context_tokens": self.config.context_tokens,
+            "window": self.config.window_tokens,
+            "cache_type": format!("{:?}", self.config.kv_type),
+            "ingest_context": format!("{:?}", self.config.document_context),
+            "recall": recall_settings(&self.config.recall),
+        });
+        format!("{settings:#}\n")
     }
 
     fn wanted(&self, streams: &[(u64, usize, Stream)]) -> HashSet<Key> {
@@ -293,6 +318,17 @@ impl Run<'_> {
     }
 }
 
+/// Everything but the strategy, which is part of a method's name.
+fn recall_settings(recall: &RecallConfig) -> String {
+    let RecallConfig {
+        place, insertion, order, max_blocks, neighbours, gate, window, sizes, ..
+    } = recall;
+    format!(
+        "{place:?}, {insertion:?}, {order:?}, {max_blocks} blocks, {neighbours:?}, {gate:?}, window \
+         {window:?}, {sizes:?}"
+    )
+}
+
 /// Where the first `n` documents end.
 fn end_of(ends: &[u64], n: usize) -> u64 {
     n.checked_sub(1).map_or(0, |last| ends[last])
@@ -333,10 +369,24 @@ struct Kept {
 }
 
 impl Kept {
-    fn open(folder: Option<&Path>) -> Result<Self, EvalError> {
+    fn open(folder: Option<&Path>, settings: &str) -> Result<Self, EvalError> {
         let mut kept = Self { answers: Vec::new(), known: HashSet::new(), files: None };
         let Some(folder) = folder else { return Ok(kept) };
         fs_err::create_dir_all(folder)?;
+        let path = folder.join("run.json");
+        match fs_err::read_to_string(&path) {
+            Ok(others) if others == settings => {}
+            Ok(_) => {
+                return Err(EvalError::Setting(format!(
+                    "{} was written with other settings than these: use another folder",
+                    path.display()
+                )));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                write_whole(&path, settings.as_bytes())?;
+            }
+            Err(error) => return Err(error.into()),
+        }
         let open = |name: &str| {
             let mut options = fs_err::OpenOptions::new();
             options.create(true).append(true).open(folder.join(name))

@@ -1,5 +1,7 @@
 //! Runs with a tiny model, whose answers mean nothing and whose bookkeeping does.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +20,8 @@ fn model() -> Arc<Model> {
 fn methods() -> Vec<Method> {
     let recall = RecallConfig { gate: Gate::OPEN, ..RecallConfig::default() };
     let names = ["evidence", "closed-book", "truncate", "window", "sink", "rag-text", "remember"];
-    let methods = names.iter().filter_map(|name| Method::by_name(name, &[recall.clone()]));
+    let methods =
+        names.iter().filter_map(|name| Method::by_name(name, std::slice::from_ref(&recall)));
     methods.flatten().collect()
 }
 
@@ -67,6 +70,14 @@ fn an_interrupted_run_ends_as_one_that_was_not() {
     // Nothing is left to do: the files stay as they are.
     assert_eq!(text(&answers(Some(folder.path()), usize::MAX).unwrap()), whole);
     assert_eq!(fs_err::read(&path).unwrap(), finished);
+    // Answers of other settings are not mixed with these.
+    let settings = fs_err::read_to_string(folder.path().join("run.json")).unwrap();
+    let others = settings.replace("\"window\": 128", "\"window\": 127");
+    assert_ne!(others, settings);
+    fs_err::write(folder.path().join("run.json"), others).unwrap();
+    let error = answers(Some(folder.path()), usize::MAX).unwrap_err().to_string();
+    assert!(error.contains("other settings"), "{error}");
+    fs_err::write(folder.path().join("run.json"), settings).unwrap();
     fs_err::write(&path, "{}\n").unwrap();
     let error = answers(Some(folder.path()), usize::MAX).unwrap_err().to_string();
     assert!(error.contains("line 1 is no answer of this version"), "{error}");

@@ -1,5 +1,7 @@
 //! What tasks ask, and how they score: on samples of each format, without a model.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::path::{Path, PathBuf};
 
 use everstream_eval::task::{ALL, by_name};

@@ -50,10 +50,10 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) distractors: usize,
     /// Tokens between what is asked for and the question, about (generated tasks); several are compared
-    #[arg(long, value_name = "T", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "T", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub(crate) distance: Vec<u64>,
     /// Questions at most, of each seed
-    #[arg(long, value_name = "K", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "K", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) limit: u64,
     /// What is drawn; several seeds are asked one after the other
     #[arg(long, value_name = "SEED", value_delimiter = ',', default_value = "1")]

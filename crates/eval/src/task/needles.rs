@@ -25,6 +25,8 @@ pub(super) const PASSKEY: Needle = Needle { name: "passkey", kind: Kind::Passkey
 pub(super) const NUMBER: Needle = Needle { name: "number", kind: Kind::Number };
 pub(super) const KV_RETRIEVAL: Needle = Needle { name: "kv-retrieval", kind: Kind::KeyValue };
 
+/// Questions about one stream at most: as many keepers have names.
+const MOST_QUESTIONS: usize = 400;
 /// Tokens of a piece of filler, about.
 const FILLER_TOKENS: u64 = 25;
 /// Tokens of a pair of identifiers, about.
@@ -42,15 +44,20 @@ impl Task for Needle {
         if distances.is_empty() {
             distances = vec![4_000, 16_000];
         }
-        let per_distance = options.limit.div_ceil(distances.len()).max(1);
+        let n = distances.len();
+        let of_each = |i: usize| options.limit / n + usize::from(i < options.limit % n);
+        if of_each(0) > MOST_QUESTIONS {
+            let most = MOST_QUESTIONS * n;
+            return Err(EvalError::Setting(format!("--limit: at most {most} for {n} distances")));
+        }
         let streams = distances.iter().enumerate();
         Ok(streams
             .map(|(i, &distance)| {
                 let mut rng = for_stream(options.seed, i);
                 match self.kind {
-                    Kind::Passkey => hidden(&mut rng, distance, per_distance, 5),
-                    Kind::Number => hidden(&mut rng, distance, per_distance, 10),
-                    Kind::KeyValue => pairs(&mut rng, distance, per_distance),
+                    Kind::Passkey => hidden(&mut rng, distance, of_each(i), 5),
+                    Kind::Number => hidden(&mut rng, distance, of_each(i), 10),
+                    Kind::KeyValue => pairs(&mut rng, distance, of_each(i)),
                 }
             })
             .collect())

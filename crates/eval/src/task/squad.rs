@@ -31,7 +31,7 @@ impl Task for Squad {
         let path = options.data()?;
         let mut paragraphs = paragraphs(&records(path)?)?;
         for_stream(options.seed, 0).shuffle(&mut paragraphs);
-        let n_paragraphs = ASKED + options.distractors;
+        let n_paragraphs = options.distractors.saturating_add(ASKED);
         if paragraphs.len() < n_paragraphs {
             return Err(EvalError::Setting(format!(
                 "{} has {} paragraphs, but a stream takes {n_paragraphs}: use fewer --distractors",
@@ -42,12 +42,12 @@ impl Task for Squad {
         let mut left = options.limit;
         let mut streams = Vec::new();
         for chosen in paragraphs.chunks_exact(n_paragraphs) {
-            let stream = stream(chosen, left);
-            left -= stream.questions.len();
-            streams.push(stream);
             if left == 0 {
                 break;
             }
+            let stream = stream(chosen, left);
+            left -= stream.questions.len();
+            streams.push(stream);
         }
         Ok(streams)
     }

@@ -51,7 +51,7 @@ impl Task for TriviaQa {
         // An item whose passages do not say it has no evidence.
         items.retain(|item| item.n_with_answer > 0);
         for_stream(options.seed, 0).shuffle(&mut items);
-        let n_items = ASKED + options.distractors;
+        let n_items = options.distractors.saturating_add(ASKED);
         if items.len() < n_items {
             return Err(EvalError::Setting(format!(
                 "{} has {} items with an answer, but a stream takes {n_items}: use fewer --distractors",
