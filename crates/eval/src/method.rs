@@ -1,11 +1,11 @@
 //! What a model sees when it is asked.
 
-use everstream_runtime::{Policy, RecallConfig, SessionConfig};
+use everstream_runtime::{DocumentContext, Policy, RecallConfig, SessionConfig};
 
 /// What the model sees besides the question.
 #[derive(Clone, Debug)]
 pub enum Method {
-    /// The evidence and nothing else: the most that a perfect memory could give.
+    /// The evidence and nothing else: what a memory that finds everything would give.
     Evidence,
     /// Nothing: what the model knows anyway.
     ClosedBook,
@@ -28,6 +28,8 @@ pub(crate) enum Reading {
     Nothing,
     Full,
     Kept(Policy),
+    /// Remembers, and has the room for recalled context in its window, where the text goes.
+    RagText,
     Remember,
 }
 
@@ -90,25 +92,38 @@ impl Method {
             Self::Evidence | Self::ClosedBook | Self::Truncate => Reading::Nothing,
             Self::Full => Reading::Full,
             Self::Kept(policy) => Reading::Kept(*policy),
-            Self::RagText(_) | Self::Remember(_) => Reading::Remember,
+            Self::RagText(_) => Reading::RagText,
+            Self::Remember(_) => Reading::Remember,
         }
     }
 }
 
 impl Reading {
-    /// Settings of the session that reads a stream, all of the budget of `config`, which remembers.
-    pub(crate) fn config(self, config: &SessionConfig, trained_tokens: usize) -> SessionConfig {
+    /// Settings of the session that reads a stream, all of the budget of `config`, which remembers;
+    /// those that keep everything hold `dense_tokens`.
+    pub(crate) fn config(self, config: &SessionConfig, dense_tokens: usize) -> SessionConfig {
         let budget = config.n_sink + config.context_tokens + config.window_tokens;
         let config = config.clone();
         match self {
             Self::Nothing | Self::Full => {
-                SessionConfig { policy: Policy::Dense, max_tokens: trained_tokens, ..config }
+                SessionConfig { policy: Policy::Dense, max_tokens: dense_tokens, ..config }
             }
+            // As others know these policies: text is read as it stands in the stream.
             Self::Kept(policy) => {
                 let n_sink = if policy == Policy::Sink { config.n_sink } else { 0 };
-                SessionConfig { policy, window_tokens: budget - n_sink, ..config }
+                let document_context = DocumentContext::Stream;
+                let window_tokens = budget - n_sink;
+                SessionConfig { policy, window_tokens, document_context, ..config }
+            }
+            Self::RagText => {
+                let window_tokens = config.window_tokens + config.context_tokens;
+                SessionConfig { policy: Policy::Remember, window_tokens, ..config }
             }
             Self::Remember => SessionConfig { policy: Policy::Remember, ..config },
         }
+    }
+
+    pub(crate) fn remembers(self) -> bool {
+        matches!(self, Self::RagText | Self::Remember)
     }
 }

@@ -29,6 +29,8 @@ pub struct Answer {
     pub question: String,
     /// [`Method::label`].
     pub method: String,
+    /// [`Question::group`].
+    pub group: String,
     /// What the model read last.
     pub prompt: String,
     /// What would have been right.
@@ -96,7 +98,6 @@ impl Run<'_> {
     ///
     /// [`EvalError`]; what was answered before it is kept.
     pub fn answers(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Answer>, EvalError> {
-        let mut kept = Kept::open(self.folder.as_deref(), &self.settings())?;
         let mut streams = Vec::new();
         for &seed in &self.seeds {
             let options = TaskOptions { seed, ..self.options.clone() };
@@ -104,6 +105,8 @@ impl Run<'_> {
                 streams.push((seed, number, stream));
             }
         }
+        self.check(&streams)?;
+        let mut kept = Kept::open(self.folder.as_deref(), &self.settings()?)?;
         let total = self.methods.len()
             * streams.iter().map(|(_, _, stream)| stream.questions.len()).sum::<usize>();
         let wanted = self.wanted(&streams);
@@ -131,17 +134,23 @@ impl Run<'_> {
 
     /// What all answers of a folder must share: everything but seeds and methods, of which there may
     /// be more another time.
-    fn settings(&self) -> String {
+    fn settings(&self) -> Result<String, EvalError> {
         let TaskOptions { data, limit, distractors, distances, seed: _ } = &self.options;
         let model = self.model.config();
+        let data_bytes = match data {
+            Some(path) => Some(fs_err::metadata(path)?.len()),
+            None => None,
+        };
         let settings = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
             "task": self.task.name(),
             "data": data,
+            "data_bytes": data_bytes,
             "limit": limit,
             "distractors": distractors,
             "distances": distances,
             "model": model.name,
-            "layers": model.n_layers,
+            "weight_bytes": self.model.weight_bytes(),
             "sinks": self.config.n_sink,
             "context_tokens": self.config.context_tokens,
             "window": self.config.window_tokens,
@@ -149,7 +158,7 @@ impl Run<'_> {
             "ingest_context": format!("{:?}", self.config.document_context),
             "recall": recall_settings(&self.config.recall),
         });
-        format!("{settings:#}\n")
+        Ok(format!("{settings:#}\n"))
     }
 
     fn wanted(&self, streams: &[(u64, usize, Stream)]) -> HashSet<Key> {
@@ -190,8 +199,11 @@ impl Run<'_> {
             if open.is_empty() {
                 continue;
             }
-            self.check_length(reading, &open, &ends)?;
-            let mut session = self.session(reading)?;
+            let dense_tokens = match reading {
+                Reading::Nothing | Reading::Full => self.dense_tokens(reading, stream, &ends)?,
+                _ => 0,
+            };
+            let mut session = self.session(reading, dense_tokens)?;
             let mut n_read = 0;
             for question in open {
                 if reading != Reading::Nothing {
@@ -225,26 +237,57 @@ impl Run<'_> {
         Ok(ends)
     }
 
-    fn check_length(
-        &self,
-        reading: Reading,
-        open: &[&Question],
-        ends: &[u64],
-    ) -> Result<(), EvalError> {
-        let trained = self.model.config().context_length as u64;
-        let longest = open.iter().map(|q| end_of(ends, q.after)).max().unwrap_or(0);
-        if reading == Reading::Full && longest + 512 > trained {
-            return Err(EvalError::Setting(format!(
-                "full attention would see {longest} tokens and the model was trained on {trained}: leave out \
-                 `full`, or use a shorter stream"
-            )));
+    /// Refuses what cannot be asked before anything is.
+    fn check(&self, streams: &[(u64, usize, Stream)]) -> Result<(), EvalError> {
+        let is_full = |method: &Method| method.reading() == Reading::Full;
+        let mut known = HashSet::new();
+        for (seed, number, stream) in streams {
+            if self.methods.iter().any(is_full) {
+                self.dense_tokens(Reading::Full, stream, &self.ends(stream)?)?;
+            }
+            for question in &stream.questions {
+                if !known.insert((*seed, *number, &question.id)) {
+                    return Err(EvalError::Setting(format!(
+                        "question {} is there twice: give each seed once, and each record an id of its own",
+                        question.id
+                    )));
+                }
+            }
         }
         Ok(())
     }
 
-    fn session(&self, reading: Reading) -> Result<Session, EvalError> {
-        let config = reading.config(&self.config, self.model.config().context_length);
-        let encoder = self.encoder.clone().filter(|_| reading == Reading::Remember);
+    /// Tokens that a session which keeps everything must hold.
+    fn dense_tokens(
+        &self,
+        reading: Reading,
+        stream: &Stream,
+        ends: &[u64],
+    ) -> Result<usize, EvalError> {
+        let config = &self.config;
+        let budget = config.n_sink + config.context_tokens + config.window_tokens;
+        let of = |question: &Question| -> u64 {
+            let evidence = question.evidence.iter().map(|&i| ends[i] - end_of(ends, i)).sum();
+            match reading {
+                Reading::Full => end_of(ends, question.after),
+                _ => u64::max(evidence, budget as u64),
+            }
+        };
+        // The question and its answer.
+        let needed = stream.questions.iter().map(of).max().unwrap_or(0) as usize + 512;
+        let trained = self.model.config().context_length;
+        if needed > trained {
+            return Err(EvalError::Setting(format!(
+                "{needed} tokens would be seen at once, and the model was trained on {trained}: leave out `full`, \
+                 or use a shorter stream or a smaller budget"
+            )));
+        }
+        Ok(needed)
+    }
+
+    fn session(&self, reading: Reading, dense_tokens: usize) -> Result<Session, EvalError> {
+        let config = reading.config(&self.config, dense_tokens);
+        let encoder = self.encoder.clone().filter(|_| reading.remembers());
         Ok(Session::new(Arc::clone(&self.model), encoder, config)?)
     }
 
@@ -306,6 +349,7 @@ impl Run<'_> {
             stream: 0,
             question: question.id.clone(),
             method: method.label(),
+            group: question.group.clone(),
             prompt: question.prompt.clone(),
             references: question.references.clone(),
             answer,
@@ -373,45 +417,32 @@ impl Kept {
         let mut kept = Self { answers: Vec::new(), known: HashSet::new(), files: None };
         let Some(folder) = folder else { return Ok(kept) };
         fs_err::create_dir_all(folder)?;
+        let (answers, text) = whole_lines(&folder.join("answers.jsonl"))?;
+        let (timings, _) = whole_lines(&folder.join("timings.jsonl"))?;
         let path = folder.join("run.json");
         match fs_err::read_to_string(&path) {
             Ok(others) if others == settings => {}
-            Ok(_) => {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            // Nothing was answered under other settings, or before there were any.
+            _ if text.is_empty() => write_whole(&path, settings.as_bytes())?,
+            _ => {
                 return Err(EvalError::Setting(format!(
-                    "{} was written with other settings than these: use another folder",
-                    path.display()
+                    "{} holds answers of other settings than these: use another folder",
+                    folder.display()
                 )));
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_whole(&path, settings.as_bytes())?;
-            }
-            Err(error) => return Err(error.into()),
         }
-        let open = |name: &str| {
-            let mut options = fs_err::OpenOptions::new();
-            options.create(true).append(true).open(folder.join(name))
-        };
-        let (answers, timings) = (open("answers.jsonl")?, open("timings.jsonl")?);
-        let text = fs_err::read_to_string(folder.join("answers.jsonl"))?;
-        let mut n_whole = 0;
-        for line in text.split_inclusive('\n') {
-            // The last line of a run that was killed may be a part of one.
-            let Ok(answer) = serde_json::from_str::<Answer>(line) else { break };
-            if !line.ends_with('\n') {
-                break;
-            }
-            n_whole += line.len();
+        for (i, line) in text.lines().enumerate() {
+            let Ok(answer) = serde_json::from_str::<Answer>(line) else {
+                return Err(EvalError::Setting(format!(
+                    "{}: line {} is no answer of this version: use another folder, or delete it",
+                    folder.join("answers.jsonl").display(),
+                    i + 1
+                )));
+            };
             kept.known.insert(key(&answer));
             kept.answers.push(answer);
         }
-        if text[n_whole..].contains('\n') {
-            return Err(EvalError::Setting(format!(
-                "{}: line {} is no answer of this version: use another folder, or delete it",
-                folder.join("answers.jsonl").display(),
-                kept.answers.len() + 1
-            )));
-        }
-        answers.set_len(n_whole as u64)?;
         kept.files = Some([answers, timings]);
         Ok(kept)
     }
@@ -428,6 +459,17 @@ impl Kept {
         self.answers.push(answer);
         Ok(())
     }
+}
+
+/// A file to append to, and its lines; what a killed run left of one is cut off.
+fn whole_lines(path: &Path) -> Result<(fs_err::File, String), EvalError> {
+    let mut options = fs_err::OpenOptions::new();
+    let file = options.create(true).append(true).open(path)?;
+    let mut bytes = fs_err::read(path)?;
+    let n_whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+    bytes.truncate(n_whole);
+    file.set_len(n_whole as u64)?;
+    Ok((file, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn line(value: &impl Serialize) -> Result<Vec<u8>, EvalError> {

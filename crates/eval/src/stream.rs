@@ -14,6 +14,8 @@ pub struct Stream {
 pub struct Question {
     /// A name that no other question of the stream has.
     pub id: String,
+    /// What it is reported with, beside all together: a distance; empty if there is one kind only.
+    pub group: String,
     /// Documents that have been read when it is asked.
     pub after: usize,
     /// What is asked, and what a recall looks for.

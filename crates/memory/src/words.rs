@@ -27,7 +27,7 @@ pub struct WordHit {
 ///
 /// Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009,
 /// Foundations and Trends in Information Retrieval 3(4), section 3.3, with its usual constants
-/// k1 = 1.2, b = 0.75. A block of 64 tokens takes some 300 bytes.
+/// k1 = 1.2, b = 0.75. A block of 64 tokens takes some 400 bytes.
 #[derive(Clone, Debug, Default)]
 pub struct WordIndex {
     postings: HashMap<Box<str>, Vec<Posting>>,

@@ -20,7 +20,7 @@ pub(crate) struct EvalArgs {
     /// The task's data: JSON or JSON Lines, also gzipped; generated tasks have none
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
-    /// What the model sees: evidence (the ceiling), closed-book (the floor), full, truncate, window,
+    /// What the model sees: evidence (nothing else), closed-book (nothing), full, truncate, window,
     /// sink, rag-text or remember. Differences are from the first
     #[arg(
         long,
@@ -49,7 +49,8 @@ pub(crate) struct EvalArgs {
     /// Other items between what is asked for and the question (squad, triviaqa)
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) distractors: usize,
-    /// Tokens between what is asked for and the question, about (generated tasks); several are compared
+    /// Tokens, about, between what is asked for and the question (stream-eval), or of the whole stream (other
+    /// generated tasks); several are compared
     #[arg(long, value_name = "T", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub(crate) distance: Vec<u64>,
     /// Questions at most, of each seed

@@ -71,12 +71,21 @@ fn table(
         "{}, {}, {n} questions, cache {} + {} + {}\n",
         args.task, args.model.model, c.n_sink, c.context_tokens, c.window_tokens
     )?;
-    let names = summary.methods.first().map_or(&[][..], |method| &method.metrics);
+    rows(&summary.methods, out)?;
+    for (name, methods) in &summary.groups {
+        writeln!(out, "\n{name} tokens\n")?;
+        rows(methods, out)?;
+    }
+    Ok(())
+}
+
+fn rows(methods: &[MethodSummary], out: &mut impl Write) -> anyhow::Result<()> {
+    let names = methods.first().map_or(&[][..], |method| &method.metrics);
     let head: String =
         names.iter().map(|metric| format!(" {} | difference |", metric.name)).collect();
     writeln!(out, "| what the model sees |{head} evidence recalled | tokens seen |")?;
     writeln!(out, "|---|{}---|---|", "---|---|".repeat(names.len()))?;
-    for method in &summary.methods {
+    for method in methods {
         write!(out, "| {} |", method.method)?;
         for metric in &method.metrics {
             let [low, high] = metric.interval;
@@ -96,7 +105,12 @@ fn table(
 
 fn json(args: &EvalArgs, run: &Run<'_>, summary: &Summary) -> Value {
     let c = &run.config;
-    let results: Vec<Value> = run.methods.iter().zip(&summary.methods).map(result).collect();
+    let of = |methods: &[MethodSummary]| -> Value {
+        run.methods.iter().zip(methods).map(result).collect()
+    };
+    let results = of(&summary.methods);
+    let groups = summary.groups.iter().map(|(name, methods)| (name.clone(), of(methods)));
+    let groups: Value = groups.collect::<serde_json::Map<_, _>>().into();
     json!({
         "task": args.task,
         "model": args.model.model,
@@ -107,6 +121,7 @@ fn json(args: &EvalArgs, run: &Run<'_>, summary: &Summary) -> Value {
         "distractors": args.distractors,
         "distance": args.distance,
         "results": results,
+        "groups": groups,
     })
 }
 

@@ -114,11 +114,24 @@ fn values_that_are_no_setting() {
         (&["generate", "--prompt", "x", "--stop", ""], "--stop"),
         (&["chat", "--policy", "all"], "use dense, window"),
         (&["chat", "--strategy", "best"], "use nearest, hybrid, fusion, attention, mmr"),
+        (&["eval", "sqad"], "use squad, triviaqa, stream-eval"),
+        (&["eval", "squad", "--policy", "gold"], "use evidence, closed-book, full"),
+        (&["eval", "passkey", "--distance", "0"], "0 is not in 1..=10000000"),
     ] {
         let ran = rig.run(arguments);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
         assert!(ran.stderr.contains(part), "{ran:?}");
     }
+}
+
+/// Said before a model is looked for.
+#[test]
+fn evaluations_that_cannot_be() {
+    let rig = Rig::new();
+    rig.fails(&["eval", "squad"], "this task reads a file: name it with --data");
+    rig.fails(&["eval", "squad", "--data", "none.json"], "none.json");
+    rig.fails(&["eval", "passkey", "--policy", "sink,sink"], "sink is asked for twice");
+    rig.fails(&["eval", "passkey", "--limit", "1000"], "--limit: at most 800 for 2 distances");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Scores of an answer against what was expected, as the field's public scorers compute them.
 //!
-//! The scorers agree with `rouge-score`, `sacrebleu` and the scripts of SQuAD and TriviaQA on the
-//! golden file `tests/golden/metrics.json`.
+//! They agree with `rouge-score`, `sacrebleu` and the published definitions of SQuAD's and TriviaQA's
+//! scores on the golden file `tests/golden/metrics.json`.
 
 mod answer;
 mod bleu;

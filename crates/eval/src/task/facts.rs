@@ -51,7 +51,9 @@ impl Task for StreamEval {
         }
         let per_distance = options.limit.div_ceil(distances.len()).max(1);
         let farthest = distances.iter().max().copied().unwrap_or(0) / LINE_TOKENS;
-        let n_lines = farthest as usize + LINES * (per_distance * distances.len() + 1);
+        let n_questions = per_distance.saturating_mul(distances.len());
+        let n_lines = n_questions.saturating_add(1).saturating_mul(LINES);
+        let n_lines = n_lines.saturating_add(farthest as usize);
         let mut rng = for_stream(options.seed, 0);
         let lines = lines(&mut rng, n_lines)?;
         // A document is ten lines: a paragraph of its own.
@@ -62,13 +64,14 @@ impl Task for StreamEval {
         });
         let mut stream = Stream { documents: documents.collect(), questions: Vec::new() };
         let first = farthest as usize / LINES + 1;
-        for i in 0..per_distance * distances.len() {
+        for i in 0..n_questions {
             let (after, distance) = (first + i, distances[i % distances.len()]);
             let back = (distance / LINE_TOKENS) as usize + rng.usize(..LINES);
             let number = (after * LINES).saturating_sub(back.max(1));
             let line = &lines[number];
             stream.questions.push(Question {
                 id: format!("{distance}/{i}"),
+                group: distance.to_string(),
                 after,
                 query: format!("What is t{}?", line.question.trim_end_matches(" is")),
                 prompt: format!(

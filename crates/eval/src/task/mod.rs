@@ -37,7 +37,7 @@ pub struct TaskOptions {
     pub limit: usize,
     /// Other items that are read after those that questions are about.
     pub distractors: usize,
-    /// Tokens between evidence and question, about, for tasks that are generated.
+    /// For tasks that are generated: tokens between evidence and question, about, or of the whole stream.
     pub distances: Vec<u64>,
     /// What is drawn.
     pub seed: u64,

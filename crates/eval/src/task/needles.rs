@@ -4,7 +4,8 @@ use super::{Task, TaskOptions, contains};
 use crate::rng::{Rng, for_stream};
 use crate::{EvalError, Question, Stream};
 
-/// Generated: filler, and among it what is asked for, so many tokens before the question.
+/// Generated: filler as long as the distance, and in it, at even depths, what is asked for at its end: the
+/// first question is about as far away as the distance says, the last one about the newest lines.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Needle {
     name: &'static str,
@@ -71,7 +72,7 @@ impl Task for Needle {
 /// Filler as long as `length`, in it one number for each question, at even depths; each is asked for by the
 /// name of its keeper, so that one stream serves them all.
 fn hidden(rng: &mut Rng, length: u64, n_questions: usize, n_digits: usize) -> Stream {
-    let n_pieces = (length / FILLER_TOKENS).max(1) as usize;
+    let n_pieces = (length / FILLER_TOKENS).max(n_questions.max(1) as u64) as usize;
     let mut stream = Stream::default();
     let mut n_hidden = 0;
     for piece in 0..n_pieces {
@@ -84,6 +85,7 @@ fn hidden(rng: &mut Rng, length: u64, n_questions: usize, n_digits: usize) -> St
             let question = format!("What is the {what} of {keeper}?");
             stream.questions.push(Question {
                 id: format!("{length}/{n_hidden}"),
+                group: length.to_string(),
                 after: 0,
                 prompt: format!("{question} The {what} of {keeper} is"),
                 query: question,
@@ -131,6 +133,7 @@ fn pairs(rng: &mut Rng, length: u64, n_questions: usize) -> Stream {
             let question = format!("What is the value of the key {key}?");
             stream.questions.push(Question {
                 id: format!("{length}/{n_asked}"),
+                group: length.to_string(),
                 after: 0,
                 prompt: format!("{question} \"{key}\": \""),
                 query: question,

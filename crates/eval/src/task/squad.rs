@@ -67,6 +67,7 @@ fn stream(paragraphs: &[Paragraph], limit: usize) -> Stream {
             let Some((id, text, answers)) = paragraph.questions.get(round) else { continue };
             questions.push(Question {
                 id: id.clone(),
+                group: String::new(),
                 after: documents.len(),
                 query: text.clone(),
                 prompt: format!("Question: {text}\nShort answer:"),

@@ -89,6 +89,7 @@ fn stream(items: &[Item], limit: usize) -> Stream {
         if i < ASKED && stream.questions.len() < limit {
             stream.questions.push(Question {
                 id: item.id.clone(),
+                group: String::new(),
                 after: 0,
                 query: item.question.clone(),
                 prompt: format!("Question: {}\nShort answer:", item.question),
