@@ -22,7 +22,7 @@ use crate::index::{Distance, Hit, IndexError, VectorIndex};
 use crate::recall::{BlockFilter, Neighbours, NotRecalled, Recall, RecallRequest, RecalledBlock};
 use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
-use crate::words::WordIndex;
+use crate::words::{WordIndex, WordScores};
 
 pub use config::{MemoryConfig, MemoryError, MemoryStats};
 
@@ -187,11 +187,13 @@ impl Memory {
         if self.config.strategy.needs_words() {
             self.index_words()?;
         }
+        let words = Arc::clone(&self.words);
+        let words = words.scores(request.query);
         let embedding = match request.embedding {
             Some(embedding) => embedding.to_vec(),
-            None => self.embed_while_reading(request)?,
+            None => self.embed_while_reading(request, &words)?,
         };
-        let found = self.proposed(request, &embedding);
+        let found = self.proposed(request, &embedding, &words);
         let recall = match found.and_then(|hits| self.pick(request, &hits, &embedding)) {
             // A server that does not answer costs the recall, not the conversation.
             Err(MemoryError::Index(IndexError::Remote { what })) => {
@@ -398,9 +400,10 @@ impl Memory {
     fn embed_while_reading(
         &mut self,
         request: &RecallRequest<'_>,
+        words: &WordScores<'_>,
     ) -> Result<Vec<f32>, MemoryError> {
         let may_be_found = |id| self.eligible_part(request, id).is_some();
-        let likely = self.words.scores(request.query).best(PREFETCHED_BLOCKS, &may_be_found);
+        let likely = words.best(PREFETCHED_BLOCKS, &may_be_found);
         let this = &*self;
         let embeddings = std::thread::scope(|scope| {
             if !likely.is_empty() {
@@ -451,12 +454,13 @@ impl Memory {
         &self,
         request: &RecallRequest<'_>,
         embedding: &[f32],
+        words: &WordScores<'_>,
     ) -> Result<Vec<Hit>, MemoryError> {
         let query = Query {
             text: request.query,
             embedding,
             index: self.index.as_ref(),
-            words: &self.words,
+            words,
             blocks: self.store.metas(),
             eligible: &|id| self.eligible_part(request, id).is_some(),
             queries: request.queries,

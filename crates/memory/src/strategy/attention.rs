@@ -250,11 +250,13 @@ mod tests {
         let layers = (0..2).map(|_| random(&mut rng, 3 * N_HEADS * 4)).collect();
         let queries = ModelQueries { n_heads: N_HEADS, head_dim: 4, layers };
         let rank = |queries, n| {
+            let words = WordIndex::default();
+            let words = words.scores("");
             let query = Query {
                 text: "",
                 embedding: &[0.0],
                 index: &index,
-                words: &WordIndex::default(),
+                words: &words,
                 blocks: &[],
                 eligible: &|_| true,
                 queries,

@@ -56,9 +56,10 @@ impl World {
     }
 
     fn rank(&self, strategy: &dyn Strategy, n: usize) -> Vec<Hit> {
+        let words = self.words.scores("every third");
         let query = Query {
             text: "every third",
-            words: &self.words,
+            words: &words,
             embedding: &self.query,
             index: &self.index,
             blocks: &self.metas,

@@ -52,7 +52,7 @@ impl Strategy for Fusion {
             hits.iter().take(n_candidates).map(|hit| hit.id).collect()
         };
         let by_meaning = first(out);
-        let by_words = query.words.scores(query.text).best(n_candidates, query.eligible);
+        let by_words = query.words.best(n_candidates, query.eligible);
         let by_words = by_words.iter().map(|hit| hit.id).collect();
         let by_attention = match query.queries {
             Some(queries) => first(&by_votes(query, queries, out)),

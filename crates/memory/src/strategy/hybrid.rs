@@ -43,16 +43,16 @@ impl Strategy for Hybrid {
     fn rank(&self, query: &Query<'_>, n: usize, out: &mut Vec<Hit>) -> Result<(), IndexError> {
         let n_candidates = self.n_candidates.max(n);
         query.index.search(query.embedding, n_candidates, query.eligible, out)?;
-        let scores = query.words.scores(query.text);
-        let by_words = scores.best(n_candidates, query.eligible);
+        let by_words = query.words.best(n_candidates, query.eligible);
         let nearest: HashSet<BlockId> = out.iter().map(|hit| hit.id).collect();
         let others = by_words.iter().map(|hit| hit.id).filter(|id| !nearest.contains(id));
         out.extend(hits_of(query, &others.collect::<Vec<_>>())?);
 
         let best = by_words.first().map_or(1.0, |hit| hit.score);
         let distance = query.index.distance();
-        let score =
-            |hit: &Hit| similarity(distance, hit.distance) + self.weight * scores.of(hit.id) / best;
+        let score = |hit: &Hit| {
+            similarity(distance, hit.distance) + self.weight * query.words.of(hit.id) / best
+        };
         // Stable: of equals the nearer.
         out.sort_by(|a, b| score(b).total_cmp(&score(a)));
         out.truncate(n);

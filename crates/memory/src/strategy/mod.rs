@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::block::{Block, BlockId};
 use crate::index::{Hit, IndexError, VectorIndex};
 use crate::store::BlockMeta;
-use crate::words::WordIndex;
+use crate::words::WordScores;
 
 pub use attention::{Attention, ModelQueries};
 pub use farthest::Farthest;
@@ -74,8 +74,9 @@ pub struct Query<'a> {
     pub embedding: &'a [f32],
     /// The blocks' embeddings.
     pub index: &'a dyn VectorIndex,
-    /// The blocks' words; empty unless the strategy [needs](Strategy::needs_words) them.
-    pub words: &'a WordIndex,
+    /// What the blocks score by the words of `text`; nothing unless the strategy
+    /// [needs](Strategy::needs_words) it.
+    pub words: &'a WordScores<'a>,
     /// All blocks, in stream order.
     pub blocks: &'a [BlockMeta],
     /// Which of them may be recalled; `false` for ids that are not among `blocks`.

@@ -58,8 +58,10 @@ mod tests {
         for id in 0..20 {
             index.add(BlockId(id), &[id as f32]).unwrap();
         }
+        let words = WordIndex::default();
+        let words = words.scores("");
         let query = Query {
-            words: &WordIndex::default(),
+            words: &words,
             text,
             embedding: &[0.0],
             index: &index,
