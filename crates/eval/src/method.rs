@@ -102,7 +102,7 @@ impl Reading {
     /// Settings of the session that reads a stream, all of the budget of `config`, which remembers;
     /// those that keep everything hold `dense_tokens`.
     pub(crate) fn config(self, config: &SessionConfig, dense_tokens: usize) -> SessionConfig {
-        let budget = config.n_sink + config.context_tokens + config.window_tokens;
+        let budget = config.budget_tokens();
         let config = config.clone();
         match self {
             Self::Nothing | Self::Full => {

@@ -82,7 +82,7 @@ pub struct Run<'a> {
     pub model: Arc<Model>,
     /// Finds what is recalled; needed if a method recalls.
     pub encoder: Option<Arc<dyn Embedder>>,
-    /// Cache sizes of the sessions that remember. Others get as many tokens in all.
+    /// Settings of the sessions that remember, so its policy is `remember`. Others get as many tokens in all.
     pub config: SessionConfig,
     /// What is compared.
     pub methods: Vec<Method>,
@@ -264,8 +264,7 @@ impl Run<'_> {
         stream: &Stream,
         ends: &[u64],
     ) -> Result<usize, EvalError> {
-        let config = &self.config;
-        let budget = config.n_sink + config.context_tokens + config.window_tokens;
+        let budget = self.config.budget_tokens();
         let of = |question: &Question| -> u64 {
             let evidence = question.evidence.iter().map(|&i| ends[i] - end_of(ends, i)).sum();
             match reading {
@@ -310,8 +309,7 @@ impl Run<'_> {
             Method::Truncate => {
                 let text = stream.documents[..question.after].concat();
                 let tokens = session.encode(&text)?;
-                let config = &self.config;
-                let budget = config.n_sink + config.context_tokens + config.window_tokens;
+                let budget = self.config.budget_tokens();
                 let newest = &tokens[tokens.len().saturating_sub(budget)..];
                 session.append(newest, Origin::turn(Role::Document))?;
             }

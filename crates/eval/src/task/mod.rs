@@ -8,6 +8,7 @@ mod triviaqa;
 use std::path::PathBuf;
 
 use crate::metrics::{Normalisation, exact_match, f1};
+use crate::rng::for_stream;
 use crate::{EvalError, Question, Stream};
 
 /// The names of all tasks.
@@ -53,6 +54,41 @@ impl TaskOptions {
         let message =
             || EvalError::Setting("this task reads a file: name it with --data".to_owned());
         self.data.as_ref().ok_or_else(message)
+    }
+
+    /// Streams of `items` in an order drawn by seed, each item in one stream: `asked` that questions are
+    /// about, then the distractors; `make` is given those of one stream and how many questions are left.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError::Setting`] if there are too few items for one stream; `what` says what they are.
+    fn draw<T>(
+        &self,
+        mut items: Vec<T>,
+        asked: usize,
+        what: &str,
+        make: impl Fn(&[T], usize) -> Stream,
+    ) -> Result<Vec<Stream>, EvalError> {
+        for_stream(self.seed, 0).shuffle(&mut items);
+        let n_items = self.distractors.saturating_add(asked);
+        if items.len() < n_items {
+            return Err(EvalError::Setting(format!(
+                "{} has {} {what}, but a stream takes {n_items}: use fewer --distractors",
+                self.data()?.display(),
+                items.len()
+            )));
+        }
+        let mut left = self.limit;
+        let mut streams = Vec::new();
+        for chosen in items.chunks_exact(n_items) {
+            if left == 0 {
+                break;
+            }
+            let stream = make(chosen, left);
+            left -= stream.questions.len();
+            streams.push(stream);
+        }
+        Ok(streams)
     }
 }
 

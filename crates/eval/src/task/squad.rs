@@ -3,7 +3,6 @@
 use super::{Task, TaskOptions, best_match};
 use crate::data::{Record, records};
 use crate::metrics::Normalisation;
-use crate::rng::for_stream;
 use crate::{EvalError, Question, Stream};
 
 /// Streams of paragraphs, in an order drawn by seed; questions at the end about the first ones.
@@ -28,28 +27,8 @@ impl Task for Squad {
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {
-        let path = options.data()?;
-        let mut paragraphs = paragraphs(&records(path)?)?;
-        for_stream(options.seed, 0).shuffle(&mut paragraphs);
-        let n_paragraphs = options.distractors.saturating_add(ASKED);
-        if paragraphs.len() < n_paragraphs {
-            return Err(EvalError::Setting(format!(
-                "{} has {} paragraphs, but a stream takes {n_paragraphs}: use fewer --distractors",
-                path.display(),
-                paragraphs.len()
-            )));
-        }
-        let mut left = options.limit;
-        let mut streams = Vec::new();
-        for chosen in paragraphs.chunks_exact(n_paragraphs) {
-            if left == 0 {
-                break;
-            }
-            let stream = stream(chosen, left);
-            left -= stream.questions.len();
-            streams.push(stream);
-        }
-        Ok(streams)
+        let paragraphs = paragraphs(&records(options.data()?)?)?;
+        options.draw(paragraphs, ASKED, "paragraphs", stream)
     }
 
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use super::{Task, TaskOptions, best_match};
 use crate::data::records;
 use crate::metrics::Normalisation;
-use crate::rng::for_stream;
 use crate::{EvalError, Question, Stream};
 
 /// Streams of passages; questions at the end about the first ones.
@@ -22,9 +21,8 @@ struct Item {
     id: String,
     question: String,
     answers: Vec<String>,
-    /// Those that name an answer first.
-    passages: Vec<String>,
-    n_with_answer: usize,
+    /// The first that names an answer.
+    passage: String,
 }
 
 impl Task for TriviaQa {
@@ -33,43 +31,23 @@ impl Task for TriviaQa {
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {
-        let path = options.data()?;
         let mut items = Vec::new();
-        for record in records(path)? {
+        for record in records(options.data()?)? {
             let answers = record.texts("answers")?;
-            let mut passages = Vec::new();
+            let mut evidence = None;
             for passage in record.list("passages")? {
-                passages.push(record.part(passage).text("text")?.to_owned());
+                let passage = record.part(passage);
+                let text = passage.text("text")?;
+                if evidence.is_none() && answers.iter().any(|answer| says(text, answer)) {
+                    evidence = Some(text.to_owned());
+                }
             }
-            let says = |passage: &String| answers.iter().any(|a| says(passage, a));
-            passages.sort_by_key(|passage| !says(passage));
-            let n_with_answer = passages.iter().filter(|passage| says(passage)).count();
             let (id, question) =
                 (record.text("id")?.to_owned(), record.text("question")?.to_owned());
-            items.push(Item { id, question, answers, passages, n_with_answer });
+            // An item whose passages do not say it has no evidence.
+            items.extend(evidence.map(|passage| Item { id, question, answers, passage }));
         }
-        // An item whose passages do not say it has no evidence.
-        items.retain(|item| item.n_with_answer > 0);
-        for_stream(options.seed, 0).shuffle(&mut items);
-        let n_items = options.distractors.saturating_add(ASKED);
-        if items.len() < n_items {
-            return Err(EvalError::Setting(format!(
-                "{} has {} items with an answer, but a stream takes {n_items}: use fewer --distractors",
-                path.display(),
-                items.len()
-            )));
-        }
-        let mut left = options.limit;
-        let mut streams = Vec::new();
-        for chosen in items.chunks_exact(n_items) {
-            if left == 0 {
-                break;
-            }
-            let stream = stream(chosen, left);
-            left -= stream.questions.len();
-            streams.push(stream);
-        }
-        Ok(streams)
+        options.draw(items, ASKED, "items with an answer", stream)
     }
 
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
@@ -82,7 +60,7 @@ fn stream(items: &[Item], limit: usize) -> Stream {
     let mut stream = Stream::default();
     let mut known = HashSet::new();
     for (i, item) in items.iter().enumerate() {
-        let passage = &item.passages[0];
+        let passage = &item.passage;
         if !known.insert(passage) {
             continue;
         }
