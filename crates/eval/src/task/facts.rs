@@ -106,9 +106,11 @@ fn lines(rng: &mut Rng, n: usize) -> Result<Vec<Line>, EvalError> {
     let n_things = adjectives.len() * nouns.len();
     let n_facts = n_things * KINDS.len();
     if n > n_facts {
-        let most = n_facts as u64 * LINE_TOKENS;
         return Err(EvalError::Setting(format!(
-            "--distance: at most about {most} tokens of facts"
+            "--distance and --limit ask for {n} lines of facts, but there are {n_facts}: about {} tokens, of \
+             which each question takes {}",
+            n_facts as u64 * LINE_TOKENS,
+            LINES as u64 * LINE_TOKENS
         )));
     }
     let mut numbers: Vec<usize> = (0..n_facts).collect();
