@@ -3,7 +3,8 @@
 usage: golden_metrics.py OUT.json
 
 ROUGE by rouge-score with stemming, BLEU by sacrebleu. Exact match and F1 follow the definitions that
-SQuAD v2.0 and TriviaQA publish with their data; they are a dozen lines each, and written out here.
+SQuAD v2.0, TriviaQA and LoCoMo publish with their data, and so does the score of SQuAD v2.0 with the best threshold
+for silence; they are a dozen lines each, and written out here.
 """
 
 import random
@@ -20,6 +21,7 @@ from common import versions, write_json
 
 N_PAIRS = 1000
 N_STEMS = 2000
+N_SILENCES = 200
 SEED = 20
 
 WORDS = """the a an The A AN and of to in is was he she it they runner running ran runs flies fly skies sky dying
@@ -81,6 +83,45 @@ def trivia_words(text):
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
+def locomo_words(text):
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the|and)\b", " ", text).split()
+
+
+def locomo(answer, gold):
+    """Exact match of sets of words, F1 of stems, and F1 of parts between commas."""
+    stemmer = PorterStemmer()
+
+    def of(a, g):
+        return f1([stemmer.stem(w) for w in locomo_words(a)], [stemmer.stem(w) for w in locomo_words(g)], False)
+
+    parts = [max(of(a, g) for a in answer.split(",")) for g in gold.split(",")]
+    exact = float(set(locomo_words(answer)) == set(locomo_words(gold)))
+    return [exact, round(of(answer, gold), 6), round(sum(parts) / len(parts), 6)]
+
+
+def best_with_silence(answers):
+    """Each is (score, has an answer, says something, doubt): the best mean if all beyond some doubt are withheld."""
+    return max(
+        sum(
+            score if has_answer and doubt <= limit
+            else float(not has_answer and (doubt > limit or not says))
+            for score, has_answer, says, doubt in answers
+        )
+        / len(answers)
+        for limit in [-1.0] + [doubt for _, _, _, doubt in answers]
+    )
+
+
+def silence(rng):
+    answers = []
+    for _ in range(rng.randint(1, 12)):
+        has_answer = rng.random() < 0.6
+        score = rng.choice([0.0, 1.0, round(rng.random(), 3)]) if has_answer else 0.0
+        answers.append([score, has_answer, rng.random() < 0.9, round(rng.random(), 6)])
+    return {"answers": answers, "best": best_with_silence(answers)}
+
+
 def f1(answer, gold, if_one_is_empty):
     if if_one_is_empty and (not answer or not gold):
         return float(answer == gold)
@@ -107,6 +148,7 @@ def main():
                 "answer": answer,
                 "gold": gold,
                 "squad": [float(s[0] == s[1]), round(f1(*s, True), 6)],
+                "locomo": locomo(answer, gold),
                 "triviaqa": [float(t[0] == t[1]), round(f1(*t, False), 6)],
                 "rouge": [[round(x, 6) for x in rouge[k]] for k in ("rouge1", "rouge2", "rougeL", "rougeLsum")],
                 "bleu": round(sacrebleu.corpus_bleu([answer], [[gold]]).score, 6),
@@ -123,6 +165,7 @@ def main():
         "tolerance": 1e-6,
         "bleu_of_all": round(sacrebleu.corpus_bleu(systems, [references]).score, 6),
         "stems": {word: stemmer.stem(word) for word in vocabulary},
+        "silence": [silence(rng) for _ in range(N_SILENCES)],
         "pairs": pairs,
     }
     write_json(sys.argv[1], content)

@@ -20,7 +20,7 @@ use crate::examples;
 mod eval;
 mod memory;
 
-pub(crate) use eval::EvalArgs;
+pub(crate) use eval::{AllArgs, EvalArgs, EvalCommand, ReportArgs, RunArgs};
 pub(crate) use memory::{
     ExportArgs, ImportArgs, MemoryAction, MemoryArgs, NamedSession, RemoveArgs, SearchArgs,
     ShowArgs,
@@ -499,6 +499,7 @@ impl SampleArgs {
                 seed: self.seed,
             },
             stop: self.stop.clone(),
+            log_probs: false,
         }
     }
 }

@@ -72,4 +72,21 @@ Examples:
   everstream eval squad --data dev-v2.0.json
   everstream eval squad --data dev-v2.0.json --policy evidence,full,sink,rag-text,remember
   everstream eval squad --data dev-v2.0.json --policy remember --strategy hybrid,nearest,random --gate 2
-  everstream eval passkey --distance 4000,16000 --limit 40 --out results/passkey --json";
+  everstream eval passkey --distance 4000,16000 --limit 40 --out results/passkey --json
+  everstream eval all comparison.toml --data data --out results
+  everstream eval report results --to report";
+
+pub(crate) const EVAL_ALL: &str = "\
+Example of a file:
+  model = \"qwen2.5-coder-0.5b\"
+  seeds = [1, 2, 3]
+
+  [[run]]
+  task = \"squad\"
+  data = \"dev-v2.0.json\"
+  policy = [\"evidence\", \"sink\", \"remember\"]
+
+  [[run]]
+  name = \"passkey-16k\"
+  task = \"passkey\"
+  distance = 16000";

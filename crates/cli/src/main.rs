@@ -10,7 +10,6 @@ mod examples;
 mod host;
 mod load;
 mod output;
-mod plot;
 mod recalled;
 
 use std::process::ExitCode;

@@ -17,7 +17,7 @@ pub struct Record {
     pub value: Value,
 }
 
-/// The objects of a JSON Lines file, or the one value of a JSON file.
+/// The objects of a JSON Lines file, the items of a JSON file that is a list, or its one object.
 ///
 /// # Errors
 ///
@@ -30,8 +30,16 @@ pub fn records(path: &Path) -> Result<Vec<Record>, EvalError> {
         bytes = plain;
     }
     let record = |number, value| Record { path: path.to_owned(), number, value };
-    if let Ok(value) = serde_json::from_slice(&bytes) {
-        return Ok(vec![record(1, value)]);
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Array(items)) if !items.is_empty() => {
+            return Ok(items
+                .into_iter()
+                .enumerate()
+                .map(|(i, item)| record(i + 1, item))
+                .collect());
+        }
+        Ok(value) => return Ok(vec![record(1, value)]),
+        Err(_) => {}
     }
     let mut records = Vec::new();
     let lines = bytes.split(|&byte| byte == b'\n').enumerate();

@@ -13,6 +13,8 @@ pub enum Method {
     Full,
     /// The newest tokens of the stream, as many as the budget, read anew.
     Truncate,
+    /// The same, read anew for every token of the answer.
+    Recompute,
     /// What a policy without a memory keeps, at the budget of the others: `window` or `sink`.
     Kept(Policy),
     /// The text of what is recalled, read behind the window: ordinary retrieval.
@@ -28,6 +30,8 @@ pub(crate) enum Reading {
     Nothing,
     Full,
     Kept(Policy),
+    /// Nothing is read before, and a window is read anew for every token.
+    Recompute,
     /// Remembers, and has the room for recalled context in its window, where the text goes.
     RagText,
     Remember,
@@ -35,8 +39,17 @@ pub(crate) enum Reading {
 
 impl Method {
     /// The names of all methods, as the command line takes them.
-    pub const ALL: [&'static str; 8] =
-        ["evidence", "closed-book", "full", "truncate", "window", "sink", "rag-text", "remember"];
+    pub const ALL: [&'static str; 9] = [
+        "evidence",
+        "closed-book",
+        "full",
+        "truncate",
+        "recompute",
+        "window",
+        "sink",
+        "rag-text",
+        "remember",
+    ];
 
     /// The method of this name, recalling in one of the ways given if it recalls: one for each.
     #[must_use]
@@ -47,6 +60,7 @@ impl Method {
             "closed-book" => vec![Self::ClosedBook],
             "full" => vec![Self::Full],
             "truncate" => vec![Self::Truncate],
+            "recompute" => vec![Self::Recompute],
             "window" => vec![Self::Kept(Policy::Window)],
             "sink" => vec![Self::Kept(Policy::Sink)],
             "rag-text" => each(Self::RagText),
@@ -63,6 +77,7 @@ impl Method {
             Self::ClosedBook => "closed-book",
             Self::Full => "full",
             Self::Truncate => "truncate",
+            Self::Recompute => "recompute",
             Self::Kept(policy) => policy.name(),
             Self::RagText(_) => "rag-text",
             Self::Remember(_) => "remember",
@@ -91,6 +106,7 @@ impl Method {
         match self {
             Self::Evidence | Self::ClosedBook | Self::Truncate => Reading::Nothing,
             Self::Full => Reading::Full,
+            Self::Recompute => Reading::Recompute,
             Self::Kept(policy) => Reading::Kept(*policy),
             Self::RagText(_) => Reading::RagText,
             Self::Remember(_) => Reading::Remember,
@@ -107,6 +123,10 @@ impl Reading {
         match self {
             Self::Nothing | Self::Full => {
                 SessionConfig { policy: Policy::Dense, max_tokens: dense_tokens, ..config }
+            }
+            Self::Recompute => {
+                let policy = Policy::Recompute;
+                SessionConfig { policy, n_sink: 0, window_tokens: budget, ..config }
             }
             // As others know these policies: text is read as it stands in the stream.
             Self::Kept(policy) => {

@@ -2,9 +2,13 @@
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Write};
-use std::ops::{ControlFlow, Range};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use everstream_runtime::memory::{Embedder, Recall, Role, write_whole};
@@ -16,6 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::Reading;
 use crate::{EvalError, Method, Question, Stream, Task, TaskOptions};
+
+/// Files of a folder of answers.
+pub(crate) const ANSWERS: &str = "answers.jsonl";
+pub(crate) const TIMINGS: &str = "timings.jsonl";
+pub(crate) const SETTINGS: &str = "run.json";
 
 /// One question, answered. The same settings give the same answers, byte for byte; how long they took is
 /// kept in a file of its own.
@@ -41,22 +50,35 @@ pub struct Answer {
     pub distance: u64,
     /// What was recalled, first and one past the last token of each block.
     pub recalled: Vec<(u64, u64)>,
-    /// Whether some of what was recalled is of the evidence; `None` if nothing could be recalled.
-    pub found: Option<bool>,
+    /// The share, from 0 to 1, of the documents of the evidence of which something was recalled; `None` if
+    /// nothing could be recalled, or there is no evidence.
+    pub found: Option<f64>,
     /// Tokens that the model saw besides the question.
     pub seen: usize,
     /// Metrics by name, each from 0 to 1.
     pub scores: Vec<(String, f64)>,
+    /// Tokens of the first reference and the sum of their negative log likelihoods, in nats, where the
+    /// question asks for them.
+    pub loss: Option<(usize, f64)>,
+    /// The mean negative log likelihood of the answer's own tokens; `None` if there are none.
+    pub doubt: Option<f64>,
 }
 
-/// How long an answer took.
-#[derive(Serialize)]
-struct Timing<'a> {
-    seed: u64,
-    stream: usize,
-    question: &'a str,
-    method: &'a str,
-    seconds: f64,
+/// How long an answer took, or the reading between two questions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Timing {
+    /// What was drawn.
+    pub seed: u64,
+    /// The stream's number, from 0.
+    pub stream: usize,
+    /// The question's name in the stream; `None` for reading.
+    pub question: Option<String>,
+    /// [`Method::label`]; for reading, of the first method that reads so.
+    pub method: String,
+    /// Tokens read or generated.
+    pub tokens: u64,
+    /// How long it took; for an answer, with recall and prompt.
+    pub seconds: f64,
 }
 
 /// How far a run is.
@@ -88,6 +110,8 @@ pub struct Run<'a> {
     pub methods: Vec<Method>,
     /// Where answers are kept; an interrupted run goes on from there. `None` keeps them nowhere.
     pub folder: Option<PathBuf>,
+    /// Streams that are read at the same time; the answers are the same for any number.
+    pub n_jobs: NonZeroUsize,
 }
 
 impl Run<'_> {
@@ -97,7 +121,10 @@ impl Run<'_> {
     /// # Errors
     ///
     /// [`EvalError`]; what was answered before it is kept.
-    pub fn answers(&self, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Answer>, EvalError> {
+    pub fn answers(
+        &self,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Vec<Answer>, EvalError> {
         let mut streams = Vec::new();
         for &seed in &self.seeds {
             let options = TaskOptions { seed, ..self.options.clone() };
@@ -110,17 +137,34 @@ impl Run<'_> {
         let total = self.methods.len()
             * streams.iter().map(|(_, _, stream)| stream.questions.len()).sum::<usize>();
         let wanted = self.wanted(&streams);
-        kept.answers.retain(|answer| wanted.contains(&key(answer)));
+        let (wanted, others): (Vec<_>, Vec<_>) =
+            kept.answers.into_iter().partition(|answer| wanted.contains(&key(answer)));
+        kept.answers = wanted;
         let resumed = kept.answers.len();
         progress(Progress { answered: resumed, total, resumed });
-        for (seed, number, stream) in &streams {
-            let place = (*seed, *number);
-            self.read_stream(place, stream, &mut kept, &mut |answered| {
-                progress(Progress { answered, total, resumed });
-            })?;
-        }
+        let mut answered = |answered| progress(Progress { answered, total, resumed });
+        let shared = Mutex::new(Shared { kept, answered: &mut answered });
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<(), EvalError> {
+            while let Some((seed, number, stream)) = streams.get(next.fetch_add(1, Relaxed)) {
+                let read = self.read_stream((*seed, *number), stream, &shared);
+                if read.is_err() {
+                    // Nobody needs to begin another one.
+                    next.store(streams.len(), Relaxed);
+                }
+                read?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..self.n_jobs.get()).map(|_| scope.spawn(work)).collect();
+            let results = std::iter::once(work())
+                .chain(others.into_iter().map(|o| o.join().unwrap_or_else(|p| resume_unwind(p))));
+            results.collect::<Result<Vec<()>, _>>()
+        })?;
+        let kept = shared.into_inner().unwrap_or_else(PoisonError::into_inner).kept;
         let mut answers = kept.answers;
-        let order = |answer: &Answer| {
+        let place = |answer: &Answer| {
             let stream = streams.iter().position(|s| (s.0, s.1) == (answer.seed, answer.stream));
             let questions = stream.map(|i| &streams[i].2.questions);
             let question =
@@ -128,14 +172,36 @@ impl Run<'_> {
             let method = self.methods.iter().position(|m| m.label() == answer.method);
             (stream, question, method)
         };
-        answers.sort_by_cached_key(order);
+        if let Some(folder) = self.folder.as_deref().filter(|_| self.n_jobs.get() > 1) {
+            // In the order in which one job would have answered.
+            answers.sort_by_cached_key(|answer| {
+                let (stream, question, method) = place(answer);
+                let reading = method.map(|i| self.methods[i].reading());
+                (stream, self.readings().iter().position(|&r| Some(r) == reading), question, method)
+            });
+            let lines = others.iter().chain(&answers).map(line).collect::<Result<Vec<_>, _>>()?;
+            write_whole(&folder.join(ANSWERS), &lines.concat())?;
+        }
+        answers.sort_by_cached_key(place);
         Ok(answers)
+    }
+
+    /// How the methods read, each once.
+    fn readings(&self) -> Vec<Reading> {
+        let mut readings: Vec<Reading> = Vec::new();
+        for method in &self.methods {
+            if !readings.contains(&method.reading()) {
+                readings.push(method.reading());
+            }
+        }
+        readings
     }
 
     /// What all answers of a folder must share: everything but seeds and methods, of which there may
     /// be more another time.
     fn settings(&self) -> Result<String, EvalError> {
-        let TaskOptions { data, limit, distractors, distances, seed: _ } = &self.options;
+        let TaskOptions { data, limit, distractors, unanswerable, distances, seed: _ } =
+            &self.options;
         let model = self.model.config();
         let data_bytes = match data {
             Some(path) => Some(fs_err::metadata(path)?.len()),
@@ -148,6 +214,7 @@ impl Run<'_> {
             "data_bytes": data_bytes,
             "limit": limit,
             "distractors": distractors,
+            "unanswerable": unanswerable,
             "distances": distances,
             "model": model.name,
             "weight_bytes": self.model.weight_bytes(),
@@ -178,22 +245,16 @@ impl Run<'_> {
         &self,
         place: (u64, usize),
         stream: &Stream,
-        kept: &mut Kept,
-        answered: &mut dyn FnMut(usize),
+        shared: &Mutex<Shared<'_>>,
     ) -> Result<(), EvalError> {
+        let shared = || shared.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = self.ends(stream)?;
-        let mut readings: Vec<Reading> = Vec::new();
-        for method in &self.methods {
-            if !readings.contains(&method.reading()) {
-                readings.push(method.reading());
-            }
-        }
-        for reading in readings {
+        for reading in self.readings() {
             let methods: Vec<&Method> =
                 self.methods.iter().filter(|method| method.reading() == reading).collect();
             let is_open = |question: &Question| {
                 let key = |m: &&Method| (place.0, place.1, question.id.clone(), m.label());
-                methods.iter().any(|method| !kept.known.contains(&key(method)))
+                methods.iter().any(|method| !shared().kept.known.contains(&key(method)))
             };
             let open: Vec<&Question> = stream.questions.iter().filter(|q| is_open(q)).collect();
             if open.is_empty() {
@@ -206,20 +267,41 @@ impl Run<'_> {
             let mut session = self.session(reading, dense_tokens)?;
             let mut n_read = 0;
             for question in open {
-                if reading != Reading::Nothing {
+                if !matches!(reading, Reading::Nothing | Reading::Recompute) {
+                    let (start, n_before) = (Instant::now(), session.n_tokens());
                     read(&mut session, &stream.documents[n_read..question.after])?;
                     n_read = question.after;
+                    shared().kept.time(&Timing {
+                        seed: place.0,
+                        stream: place.1,
+                        question: None,
+                        method: methods[0].label(),
+                        tokens: session.n_tokens() - n_before,
+                        seconds: start.elapsed().as_secs_f64(),
+                    })?;
                 }
                 for method in &methods {
                     let known = (place.0, place.1, question.id.clone(), method.label());
-                    if kept.known.contains(&known) {
+                    if shared().kept.known.contains(&known) {
                         continue;
                     }
                     let start = Instant::now();
-                    let mut answer = self.answer(method, &session, stream, question, &ends)?;
+                    let (mut answer, tokens) =
+                        self.answer(method, &session, stream, question, &ends)?;
                     (answer.seed, answer.stream) = place;
-                    kept.add(answer, start.elapsed().as_secs_f64())?;
-                    answered(kept.answers.len());
+                    let seconds = start.elapsed().as_secs_f64();
+                    let mut shared = shared();
+                    shared.kept.time(&Timing {
+                        seed: place.0,
+                        stream: place.1,
+                        question: Some(answer.question.clone()),
+                        method: answer.method.clone(),
+                        tokens,
+                        seconds,
+                    })?;
+                    shared.kept.add(answer)?;
+                    let n_answers = shared.kept.answers.len();
+                    (shared.answered)(n_answers);
                 }
             }
         }
@@ -273,7 +355,9 @@ impl Run<'_> {
             }
         };
         // The question and its answer.
-        let needed = stream.questions.iter().map(of).max().unwrap_or(0) as usize + 512;
+        let asked = stream.questions.iter().map(|question| question.form.max_tokens).max();
+        let needed =
+            stream.questions.iter().map(of).max().unwrap_or(0) as usize + asked.unwrap_or(0) + 1024;
         let trained = self.model.config().context_length;
         if needed > trained {
             return Err(EvalError::Setting(format!(
@@ -290,6 +374,7 @@ impl Run<'_> {
         Ok(Session::new(Arc::clone(&self.model), encoder, config)?)
     }
 
+    /// An answer, and the number of its tokens.
     fn answer(
         &self,
         method: &Method,
@@ -297,7 +382,7 @@ impl Run<'_> {
         stream: &Stream,
         question: &Question,
         ends: &[u64],
-    ) -> Result<Answer, EvalError> {
+    ) -> Result<(Answer, u64), EvalError> {
         let mut session = read_before.branch()?;
         let (mut recalled, mut found) = (Vec::new(), None);
         match method {
@@ -306,7 +391,7 @@ impl Run<'_> {
                 let documents = question.evidence.iter().map(|&i| stream.documents[i].clone());
                 read(&mut session, &documents.collect::<Vec<_>>())?;
             }
-            Method::Truncate => {
+            Method::Truncate | Method::Recompute => {
                 let text = stream.documents[..question.after].concat();
                 let tokens = session.encode(&text)?;
                 let budget = self.config.budget_tokens();
@@ -315,15 +400,13 @@ impl Run<'_> {
             }
             Method::RagText(recall) | Method::Remember(recall) => {
                 session.set_recall(recall.clone());
-                let recall = session.recall(&question.query)?.clone();
-                let evidence: Vec<Range<u64>> =
-                    question.evidence.iter().map(|&i| end_of(ends, i)..ends[i]).collect();
-                let parts = recall.blocks.iter().map(|b| b.part.start.0..b.part.end.0);
-                let is_of = |part: &Range<u64>| {
-                    evidence.iter().any(|e| part.start < e.end && e.start < part.end)
+                // A text that merely goes on has no question, and needs its window.
+                let recall = match &*question.prompt {
+                    "" => session.recall_beside_window(&question.query)?.clone(),
+                    _ => session.recall(&question.query)?.clone(),
                 };
-                recalled = parts.clone().map(|part| (part.start, part.end)).collect();
-                found = Some(parts.clone().any(|part| is_of(&part)));
+                recalled = recall.blocks.iter().map(|b| (b.part.start.0, b.part.end.0)).collect();
+                found = share_found(question, ends, &recalled);
                 if matches!(method, Method::RagText(_)) {
                     read_recalled(&mut session, &recall)?;
                 }
@@ -331,18 +414,36 @@ impl Run<'_> {
         }
         let seen = session.sections();
         let seen = (session.n_tokens() as usize).min(seen.sinks + seen.recalled + seen.window);
-        let tokens = session.encode(&question.prompt)?;
-        session.append(&tokens, Origin::turn(Role::User))?;
+        // A model that has read nothing predicts nothing: it begins a line.
+        let is_blank = session.n_tokens() == 0 && question.prompt.is_empty();
+        let prompt = if is_blank { "\n" } else { &*question.prompt };
+        let (tokens, origin) = match question.form.is_turn {
+            true => session.encode_user_turn(prompt)?,
+            false => (session.encode(prompt)?, Origin::turn(Role::User)),
+        };
+        session.append(&tokens, origin)?;
+        let loss = match question.references.first().filter(|_| question.form.scores_reference) {
+            Some(reference) => {
+                let tokens = session.encode(reference)?;
+                let mut other = session.branch()?;
+                let score = other.score_next(&tokens, Origin::turn(Role::Document))?;
+                Some((score.tokens, score.total))
+            }
+            None => None,
+        };
         let options = GenerateOptions {
-            max_tokens: question.max_tokens,
-            stop: vec!["\n".to_owned()],
+            max_tokens: question.form.max_tokens,
+            stop: if question.form.one_line { vec!["\n".to_owned()] } else { Vec::new() },
+            log_probs: true,
             ..GenerateOptions::default()
         };
-        let answer = session.generate(&options, &mut |_| ControlFlow::Continue(()))?.text;
-        let scores = self.task.score(&answer, question);
+        let generated = session.generate(&options, &mut |_| ControlFlow::Continue(()))?;
+        let n_probs = generated.log_probs.len();
+        let doubt = -generated.log_probs.iter().sum::<f64>() / n_probs as f64;
+        let scores = self.task.score(&generated.text, question);
         let last = question.evidence.iter().map(|&i| ends[i]).max();
         let asked_at = end_of(ends, question.after);
-        Ok(Answer {
+        let answer = Answer {
             seed: 0,
             stream: 0,
             question: question.id.clone(),
@@ -350,14 +451,27 @@ impl Run<'_> {
             group: question.group.clone(),
             prompt: question.prompt.clone(),
             references: question.references.clone(),
-            answer,
+            answer: generated.text,
             distance: last.map_or(0, |last| asked_at.saturating_sub(last)),
             recalled,
             found,
             seen,
             scores: scores.into_iter().map(|(name, score)| (name.to_owned(), score)).collect(),
-        })
+            loss,
+            doubt: (n_probs > 0).then_some(doubt),
+        };
+        Ok((answer, generated.tokens.len() as u64))
     }
+}
+
+/// The share of a question's documents of which something was recalled.
+fn share_found(question: &Question, ends: &[u64], recalled: &[(u64, u64)]) -> Option<f64> {
+    let is_found = |&&document: &&usize| {
+        let (start, end) = (end_of(ends, document), ends[document]);
+        recalled.iter().any(|&(first, last)| first < end && start < last)
+    };
+    let n = question.evidence.len();
+    (n > 0).then(|| question.evidence.iter().filter(is_found).count() as f64 / n as f64)
 }
 
 /// Everything but the strategy, which is part of a method's name.
@@ -403,6 +517,13 @@ fn key(answer: &Answer) -> Key {
     (answer.seed, answer.stream, answer.question.clone(), answer.method.clone())
 }
 
+/// What all jobs of a run add to.
+struct Shared<'a> {
+    kept: Kept,
+    /// Hears how many answers there are.
+    answered: &'a mut (dyn FnMut(usize) + Send),
+}
+
 /// The answers of a run and of the ones before it.
 struct Kept {
     answers: Vec<Answer>,
@@ -415,9 +536,9 @@ impl Kept {
         let mut kept = Self { answers: Vec::new(), known: HashSet::new(), files: None };
         let Some(folder) = folder else { return Ok(kept) };
         fs_err::create_dir_all(folder)?;
-        let (answers, text) = whole_lines(&folder.join("answers.jsonl"))?;
-        let (timings, _) = whole_lines(&folder.join("timings.jsonl"))?;
-        let path = folder.join("run.json");
+        let (answers, text) = whole_lines(&folder.join(ANSWERS))?;
+        let (timings, _) = whole_lines(&folder.join(TIMINGS))?;
+        let path = folder.join(SETTINGS);
         match fs_err::read_to_string(&path) {
             Ok(others) if others == settings => {}
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
@@ -434,7 +555,7 @@ impl Kept {
             let Ok(answer) = serde_json::from_str::<Answer>(line) else {
                 return Err(EvalError::Setting(format!(
                     "{}: line {} is no answer of this version: use another folder, or delete it",
-                    folder.join("answers.jsonl").display(),
+                    folder.join(ANSWERS).display(),
                     i + 1
                 )));
             };
@@ -445,16 +566,19 @@ impl Kept {
         Ok(kept)
     }
 
-    fn add(&mut self, answer: Answer, seconds: f64) -> Result<(), EvalError> {
-        if let Some([answers, timings]) = &mut self.files {
-            let (question, method) = (&*answer.question, &*answer.method);
-            let Answer { seed, stream, .. } = answer;
-            let timing = Timing { seed, stream, question, method, seconds };
-            timings.write_all(&line(&timing)?)?;
+    fn add(&mut self, answer: Answer) -> Result<(), EvalError> {
+        if let Some([answers, _]) = &mut self.files {
             answers.write_all(&line(&answer)?)?;
         }
         self.known.insert(key(&answer));
         self.answers.push(answer);
+        Ok(())
+    }
+
+    fn time(&mut self, timing: &Timing) -> Result<(), EvalError> {
+        if let Some([_, timings]) = &mut self.files {
+            timings.write_all(&line(timing)?)?;
+        }
         Ok(())
     }
 }

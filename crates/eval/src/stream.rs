@@ -14,7 +14,8 @@ pub struct Stream {
 pub struct Question {
     /// A name that no other question of the stream has.
     pub id: String,
-    /// What it is reported with, beside all together: a distance; empty if there is one kind only.
+    /// What it is reported with, beside all together, as [`Task::group_name`](crate::Task::group_name) calls
+    /// it: a distance in tokens, a category; empty if there is one kind only.
     pub group: String,
     /// Documents that have been read when it is asked.
     pub after: usize,
@@ -26,6 +27,40 @@ pub struct Question {
     pub references: Vec<String>,
     /// Numbers of the documents that say it.
     pub evidence: Vec<usize>,
-    /// Tokens of an answer at most.
+    /// How it is answered.
+    pub form: Form,
+}
+
+/// How a question is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Tokens at most; none are generated if it is 0.
     pub max_tokens: usize,
+    /// Whether the answer ends with its first line.
+    pub one_line: bool,
+    /// Whether the prompt is a turn of a conversation, in the model's template; otherwise the model goes on
+    /// with its text.
+    pub is_turn: bool,
+    /// Whether it is measured how surprised the model is by the first reference in the answer's place.
+    pub scores_reference: bool,
+}
+
+impl Form {
+    /// One line that completes the prompt.
+    #[must_use]
+    pub fn line(max_tokens: usize) -> Self {
+        Self { max_tokens, one_line: true, is_turn: false, scores_reference: false }
+    }
+
+    /// Text that answers a turn.
+    #[must_use]
+    pub fn turn(max_tokens: usize) -> Self {
+        Self { one_line: false, is_turn: true, ..Self::line(max_tokens) }
+    }
+
+    /// Text that goes on with the prompt; the reference is scored in its place as well.
+    #[must_use]
+    pub fn scored(max_tokens: usize) -> Self {
+        Self { one_line: false, scores_reference: true, ..Self::line(max_tokens) }
+    }
 }

@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use everstream_eval::{Answer, EvalError, Method, Run, TaskOptions, summarise, task};
+use everstream_eval::{
+    Answer, EvalError, KeptRun, Method, Run, TaskOptions, summarise, task, write_report,
+};
 use everstream_runtime::memory::{Gate, HashEmbedder};
 use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{RecallConfig, SessionConfig};
@@ -19,20 +21,38 @@ fn model() -> Arc<Model> {
 
 fn methods() -> Vec<Method> {
     let recall = RecallConfig { gate: Gate::OPEN, ..RecallConfig::default() };
-    let names = ["evidence", "closed-book", "truncate", "window", "sink", "rag-text", "remember"];
+    let names = [
+        "evidence",
+        "closed-book",
+        "truncate",
+        "recompute",
+        "window",
+        "sink",
+        "rag-text",
+        "remember",
+    ];
     let methods =
         names.iter().filter_map(|name| Method::by_name(name, std::slice::from_ref(&recall)));
     methods.flatten().collect()
 }
 
 fn answers(folder: Option<&Path>, stop_after: usize) -> Result<Vec<Answer>, EvalError> {
+    answers_by(1, folder, stop_after)
+}
+
+fn answers_by(
+    n_jobs: usize,
+    folder: Option<&Path>,
+    stop_after: usize,
+) -> Result<Vec<Answer>, EvalError> {
     let task = task::by_name("passkey").unwrap();
     let run = Run {
         task: &*task,
         options: TaskOptions {
             data: None,
             limit: 4,
-            distractors: 0,
+            distractors: None,
+            unanswerable: false,
             distances: vec![300, 600],
             seed: 0,
         },
@@ -42,9 +62,10 @@ fn answers(folder: Option<&Path>, stop_after: usize) -> Result<Vec<Answer>, Eval
         config: SessionConfig { window_tokens: 128, context_tokens: 96, ..Default::default() },
         methods: methods(),
         folder: folder.map(Path::to_owned),
+        n_jobs: NonZeroUsize::new(n_jobs).unwrap(),
     };
     run.answers(&mut |progress| {
-        assert_eq!(progress.total, 2 * 4 * 7);
+        assert_eq!(progress.total, 2 * 4 * 8);
         // As a run that is killed in the middle.
         assert!(progress.answered < stop_after, "stopped here");
     })
@@ -83,6 +104,44 @@ fn an_interrupted_run_ends_as_one_that_was_not() {
     assert!(error.contains("line 1 is no answer of this version"), "{error}");
 }
 
+/// Streams that are read at the same time give the same file.
+#[test]
+fn jobs_change_nothing() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let found = [1, 3].map(|n_jobs| {
+        let folder = folders[n_jobs / 2].path();
+        let answers = answers_by(n_jobs, Some(folder), usize::MAX).unwrap();
+        (text(&answers), fs_err::read_to_string(folder.join("answers.jsonl")).unwrap())
+    });
+    assert!(!found[0].0.is_empty() && found[0] == found[1]);
+}
+
+#[test]
+fn a_report_shows_what_a_run_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    answers(Some(&folder.path().join("near & far")), usize::MAX).unwrap();
+    let run = KeptRun::open(&folder.path().join("near & far")).unwrap();
+    assert_eq!((run.answers.len(), run.task().unwrap().name()), (2 * 4 * 8, "passkey"));
+    // What is read is timed as well.
+    assert!(run.timings.len() > run.answers.len());
+    let to = folder.path().join("report");
+    write_report(std::slice::from_ref(&run), &to).unwrap();
+    let read = |file: &str| fs_err::read_to_string(to.join(file)).unwrap();
+    let text = read("report.md");
+    assert!(text.contains("## near & far") && text.contains("| remember hybrid | "), "{text}");
+    assert!(text.contains("| what the model sees | 300 | 600 |"), "{text}");
+    // A line for each of 8 methods, of all questions and of two groups, and the head.
+    assert_eq!(read("report.csv").lines().count(), 1 + 8 * 3);
+    let page = read("report.html");
+    assert!(page.contains("<h2>near &amp; far</h2>") && !page.contains("near & far"), "{page}");
+    for plot in ["methods", "curve", "reading-time", "answer-time"] {
+        let file = format!("near & far-{plot}.svg");
+        assert!(read(&file).starts_with("<svg ") && page.contains(&read(&file)), "{plot}");
+    }
+    let error = KeptRun::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("holds no run"), "{error}");
+}
+
 #[test]
 fn what_is_seen_keeps_to_the_budget() {
     let answers = answers(None, usize::MAX).unwrap();
@@ -91,7 +150,7 @@ fn what_is_seen_keeps_to_the_budget() {
         let (low, high) = match &*answer.method {
             "evidence" => (10, 100),
             "closed-book" => (0, 0),
-            "truncate" | "window" | "sink" => (budget, budget),
+            "truncate" | "recompute" | "window" | "sink" => (budget, budget),
             // A recall of one paragraph, and at least the sinks.
             "rag-text hybrid" | "remember hybrid" => (4, budget),
             other => panic!("{other}"),
@@ -100,12 +159,14 @@ fn what_is_seen_keeps_to_the_budget() {
         assert_eq!(answer.found.is_some(), answer.method.contains("hybrid"));
         assert_eq!(answer.recalled.is_empty(), !answer.method.contains("hybrid"), "{answer:?}");
     }
-    let summary = summarise(&answers, 1);
-    assert_eq!(summary.methods.len(), 7);
+    let summary = summarise(&answers, &*task::by_name("passkey").unwrap(), 1);
+    assert_eq!(summary.methods.len(), 8);
     for method in &summary.methods {
         assert_eq!(method.n, 8);
         let metric = &method.metrics[0];
-        assert!(metric.interval[0] <= metric.mean && metric.mean <= metric.interval[1]);
+        assert!(
+            metric.interval.is_some_and(|[low, high]| low <= metric.value && metric.value <= high)
+        );
         assert_eq!(metric.difference.is_none(), method.method == "evidence");
     }
 }

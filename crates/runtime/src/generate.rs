@@ -3,10 +3,12 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use everstream_kernels::log_sum_exp;
 use everstream_kv_cache::TokenPos;
 use everstream_memory::Role;
 use everstream_model::TextStream;
 
+use crate::perplexity::Score;
 use crate::{Origin, Sampler, SamplerConfig, Session, SessionError};
 
 /// When to stop, and how to choose.
@@ -18,11 +20,14 @@ pub struct GenerateOptions {
     pub sampler: SamplerConfig,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Whether to say how likely each token was.
+    pub log_probs: bool,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_tokens: 256, sampler: SamplerConfig::default(), stop: Vec::new() }
+        let sampler = SamplerConfig::default();
+        Self { max_tokens: 256, sampler, stop: Vec::new(), log_probs: false }
     }
 }
 
@@ -59,6 +64,9 @@ pub struct Generated {
     pub text: String,
     /// Its tokens, without the one that ended it.
     pub tokens: Vec<u32>,
+    /// If [`GenerateOptions::log_probs`] asked for it, the logarithm of the probability that the model gave to
+    /// each token, before temperature and penalties; one more than tokens if the model ended the answer.
+    pub log_probs: Vec<f64>,
     /// Why it ended.
     pub stop: StopReason,
     /// Time of all decode steps.
@@ -85,6 +93,7 @@ impl Session {
         let start = Instant::now();
         let mut sampler = Sampler::new(options.sampler)?;
         let (mut tokens, mut stream) = (Vec::new(), TextStream::new());
+        let mut log_probs = Vec::new();
         let mut text = StoppableText::new(&options.stop);
         let stop = loop {
             if tokens.len() >= options.max_tokens {
@@ -94,6 +103,9 @@ impl Session {
                 return Err(SessionError::NotFinite { n_tokens: self.n_tokens() });
             }
             let token = sampler.sample(self.logits(), &tokens, TokenPos(self.n_tokens()));
+            if options.log_probs {
+                log_probs.push(log_prob(self.logits(), token));
+            }
             if self.model().tokenizer().eos_ids().contains(&token) {
                 break StopReason::EndOfTurn;
             }
@@ -115,7 +127,28 @@ impl Session {
         if stop != StopReason::Interrupted {
             text.finish(&stream.finish(), receive);
         }
-        Ok(Generated { text: text.shown, tokens, stop, elapsed: start.elapsed() })
+        Ok(Generated { text: text.shown, tokens, log_probs, stop, elapsed: start.elapsed() })
+    }
+
+    /// How surprised the model is by these tokens as what comes next; they become part of the stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::append`], and [`SessionError::EmptyStream`].
+    pub fn score_next(&mut self, tokens: &[u32], origin: Origin) -> Result<Score, SessionError> {
+        let Some((&first, rest)) = tokens.split_first() else { return Ok(Score::default()) };
+        if self.logits().is_empty() {
+            return Err(SessionError::EmptyStream);
+        }
+        let mut total = -log_prob(self.logits(), first);
+        let mut rest = rest.iter();
+        self.append_observed(tokens, origin, &mut |_, logits| {
+            total -= rest.next().map_or(0.0, |&token| log_prob(logits, token));
+        })?;
+        if total.is_nan() {
+            return Err(SessionError::NotFinite { n_tokens: self.n_tokens() });
+        }
+        Ok(Score { tokens: tokens.len(), total })
     }
 
     /// Answers the turn that was read last and closes the answer, so that the next may follow; an
@@ -148,6 +181,11 @@ impl Session {
         self.append(&tokens, Origin::turn(Role::Assistant).with_words(0..0))?;
         self.end_turn()
     }
+}
+
+/// The logarithm of a token's probability.
+fn log_prob(logits: &[f32], token: u32) -> f64 {
+    f64::from(logits[token as usize]) - log_sum_exp(logits)
 }
 
 /// Text that ends where a stop text begins.

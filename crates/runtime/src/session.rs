@@ -413,8 +413,12 @@ impl Session {
         encode(&self.model, text)
     }
 
-    /// The tokens of a user's turn, and which of them are the user's words.
-    fn encode_user_turn(&self, text: &str) -> Result<(Vec<u32>, Origin), SessionError> {
+    /// The tokens of a user's turn in the model's template, and which of them are the user's words.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::encode`], and if the template refuses the turn.
+    pub fn encode_user_turn(&self, text: &str) -> Result<(Vec<u32>, Origin), SessionError> {
         let turn = self.model.template().user_turn(text)?;
         let tokens = encode_turn(&self.model, &turn)?;
         let (quoted, mut end, mut words) = (turn.quoted(), 0, 0..0);

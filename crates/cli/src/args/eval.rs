@@ -1,27 +1,78 @@
 //! What can be said of an evaluation.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use everstream_eval::{Method, task};
 use everstream_runtime::memory::Strategy;
 use everstream_runtime::{DocumentContext, SessionConfig};
 
 use super::{CacheArgs, ModelArgs, ReinsertionArgs, document_context, strategy};
+use crate::examples;
 
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct EvalArgs {
-    /// squad, triviaqa, stream-eval, passkey, number or kv-retrieval
-    #[arg(value_name = "TASK", value_parser = task_name)]
-    pub(crate) task: String,
+    #[command(subcommand)]
+    pub(crate) command: Option<EvalCommand>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Run all that a TOML file describes, and write a report
+    #[command(after_help = examples::EVAL_ALL)]
+    All(AllArgs),
+    /// Write a report of runs that were kept: Markdown, CSV, plots, and a page
+    Report(ReportArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AllArgs {
+    /// A table `[[run]]` for each run, with a `task` and the flags of `eval` as keys; keys above them are
+    /// for all runs
+    #[arg(value_name = "FILE.toml")]
+    pub(crate) file: PathBuf,
+    /// Folder of the data files that it names [default: where the file is]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Keep answers and report here; the same command goes on where it was stopped
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Questions at most, of each seed, instead of what the file says
+    #[arg(long, value_name = "K")]
+    pub(crate) limit: Option<u64>,
+    /// Run only these, by name
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ReportArgs {
+    /// Folders that `--out` made, or folders of such folders
+    #[arg(value_name = "DIR", required = true)]
+    pub(crate) folders: Vec<PathBuf>,
+    /// Write the report here [default: the first folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RunArgs {
+    /// ppl, squad, triviaqa, multi-news, writing-prompts, fandom, stream-eval, passkey, number, kv-retrieval,
+    /// multi-needle, longeval, locomo or qmsum
+    #[arg(value_name = "TASK", required = true, value_parser = task_name)]
+    pub(crate) task: Option<String>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// The task's data: JSON or JSON Lines, also gzipped; generated tasks have none
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
-    /// What the model sees: evidence (nothing else), closed-book (nothing), full, truncate, window,
-    /// sink, rag-text or remember. Differences are from the first
+    /// What the model sees: evidence (nothing else), closed-book (nothing), full, truncate, recompute,
+    /// window, sink, rag-text or remember. Differences are from the first
     #[arg(
         long,
         value_name = "POLICY",
@@ -46,11 +97,15 @@ pub(crate) struct EvalArgs {
     /// What documents see when they are read: paragraph or stream, as in `chat`
     #[arg(long, value_name = "WHAT", default_value = "paragraph", value_parser = document_context)]
     pub(crate) ingest_context: DocumentContext,
-    /// Other items between what is asked for and the question (squad, triviaqa)
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub(crate) distractors: usize,
+    /// Other items between what is asked for and the question, in tasks whose data are items [default: squad
+    /// and triviaqa 20, stories 8, multi-news 2]
+    #[arg(long, value_name = "N")]
+    pub(crate) distractors: Option<usize>,
+    /// Ask questions without an answer as well (squad, locomo)
+    #[arg(long)]
+    pub(crate) unanswerable: bool,
     /// Tokens, about, between what is asked for and the question (stream-eval), or of the whole stream (other
-    /// generated tasks); several are compared
+    /// generated tasks, ppl); several are compared
     #[arg(long, value_name = "T", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub(crate) distance: Vec<u64>,
     /// Questions at most, of each seed
@@ -59,6 +114,9 @@ pub(crate) struct EvalArgs {
     /// What is drawn; several seeds are asked one after the other
     #[arg(long, value_name = "SEED", value_delimiter = ',', default_value = "1")]
     pub(crate) seeds: Vec<u64>,
+    /// Streams that are read at the same time; they share the threads
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) jobs: NonZeroUsize,
     /// Keep all answers here, and go on where an interrupted run stopped
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -67,7 +125,7 @@ pub(crate) struct EvalArgs {
     pub(crate) json: bool,
 }
 
-impl EvalArgs {
+impl RunArgs {
     /// Settings of the sessions that remember.
     pub(crate) fn session(&self) -> SessionConfig {
         let mut config = self.cache.session(everstream_runtime::Policy::Remember);

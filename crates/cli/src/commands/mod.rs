@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod eval;
+mod eval_all;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod memory;

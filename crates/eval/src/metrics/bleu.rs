@@ -33,6 +33,23 @@ impl Bleu {
         }
     }
 
+    /// The counts, for sums over many pairs: runs that the reference has, runs, words, words of the reference.
+    #[must_use]
+    pub fn counts(&self) -> Vec<f64> {
+        let counts = self.correct.iter().chain(&self.total);
+        counts.chain([&self.n_words, &self.n_reference_words]).map(|&n| n as f64).collect()
+    }
+
+    /// The score of summed [`counts`](Self::counts), from 0 to 100.
+    #[must_use]
+    pub fn score_of(counts: &[f64]) -> f64 {
+        let count = |i: usize| counts[i] as usize;
+        let of_each = |first: usize| std::array::from_fn(|n| count(first + n));
+        let (correct, total) = (of_each(0), of_each(MAX_ORDER));
+        let (n_words, n_reference_words) = (count(2 * MAX_ORDER), count(2 * MAX_ORDER + 1));
+        Self { correct, total, n_words, n_reference_words }.score()
+    }
+
     /// The score of all pairs, from 0 to 100.
     #[must_use]
     pub fn score(&self) -> f64 {

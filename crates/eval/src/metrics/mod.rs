@@ -7,13 +7,15 @@ mod answer;
 mod bleu;
 mod bootstrap;
 mod distinct;
+mod no_answer;
 mod porter;
 mod rouge;
 
-pub use answer::{Normalisation, exact_match, f1};
+pub use answer::{Normalisation, exact_match, f1, f1_of_lists};
 pub use bleu::Bleu;
-pub use bootstrap::{Interval, mean_interval};
+pub use bootstrap::{Interval, Statistic};
 pub use distinct::distinct_n;
+pub use no_answer::{Doubt, best_with_silence};
 pub use porter::stem;
 pub use rouge::{Rouge, RougeScore, rouge};
 

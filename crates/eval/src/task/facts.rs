@@ -2,7 +2,7 @@
 
 use super::{Task, TaskOptions, contains};
 use crate::rng::{Rng, for_stream};
-use crate::{EvalError, Question, Stream};
+use crate::{EvalError, Form, Question, Stream};
 
 /// One endless list of facts; every ten lines a question about a line so many tokens back.
 ///
@@ -81,7 +81,7 @@ impl Task for StreamEval {
                 ),
                 references: vec![line.answer.clone()],
                 evidence: vec![number / LINES],
-                max_tokens: 12,
+                form: Form::line(12),
             });
         }
         stream.questions.truncate(options.limit);
@@ -90,6 +90,10 @@ impl Task for StreamEval {
 
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
         contains(answer, question)
+    }
+
+    fn group_name(&self) -> &'static str {
+        "distance in tokens"
     }
 }
 

@@ -1,30 +1,58 @@
 //! What is asked. A task is one file with one type here, and a line in [`by_name`].
 
+mod books;
 mod facts;
+mod locomo;
+mod longeval;
+mod meetings;
 mod needles;
+mod news;
 mod squad;
+mod stories;
 mod triviaqa;
 
 use std::path::PathBuf;
 
-use crate::metrics::{Normalisation, exact_match, f1};
+use crate::metrics::{Normalisation, Rouge, exact_match, f1, rouge};
 use crate::rng::for_stream;
 use crate::{EvalError, Question, Stream};
 
 /// The names of all tasks.
-pub const ALL: [&str; 6] =
-    ["squad", "triviaqa", "stream-eval", "passkey", "number", "kv-retrieval"];
+pub const ALL: [&str; 14] = [
+    "ppl",
+    "squad",
+    "triviaqa",
+    "multi-news",
+    "writing-prompts",
+    "fandom",
+    "stream-eval",
+    "passkey",
+    "number",
+    "kv-retrieval",
+    "multi-needle",
+    "longeval",
+    "locomo",
+    "qmsum",
+];
 
 /// The task of this name.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Box<dyn Task>> {
     Some(match name {
+        "ppl" => Box::new(books::Ppl),
         "squad" => Box::new(squad::Squad),
         "triviaqa" => Box::new(triviaqa::TriviaQa),
+        "multi-news" => Box::new(news::MultiNews),
+        "writing-prompts" => Box::new(stories::WRITING_PROMPTS),
+        "fandom" => Box::new(stories::FANDOM),
         "stream-eval" => Box::new(facts::StreamEval),
         "passkey" => Box::new(needles::PASSKEY),
         "number" => Box::new(needles::NUMBER),
         "kv-retrieval" => Box::new(needles::KV_RETRIEVAL),
+        "multi-needle" => Box::new(needles::MULTI_NEEDLE),
+        "longeval" => Box::new(longeval::LongEval),
+        "locomo" => Box::new(locomo::LoCoMo),
+        "qmsum" => Box::new(meetings::QmSum),
         _ => return None,
     })
 }
@@ -36,8 +64,10 @@ pub struct TaskOptions {
     pub data: Option<PathBuf>,
     /// Questions at most, over all streams.
     pub limit: usize,
-    /// Other items that are read after those that questions are about.
-    pub distractors: usize,
+    /// Other items that are read after those that questions are about; without it, as many as the task says.
+    pub distractors: Option<usize>,
+    /// Whether questions without an answer are asked as well, where the data has some.
+    pub unanswerable: bool,
     /// For tasks that are generated: tokens between evidence and question, about, or of the whole stream.
     pub distances: Vec<u64>,
     /// What is drawn.
@@ -56,8 +86,8 @@ impl TaskOptions {
         self.data.as_ref().ok_or_else(message)
     }
 
-    /// Streams of `items` in an order drawn by seed, each item in one stream: `asked` that questions are
-    /// about, then the distractors; `make` is given those of one stream and how many questions are left.
+    /// Streams of `items` in an order drawn by seed, each item in one stream: those that questions are about,
+    /// then the distractors; `make` is given those of one stream and how many questions are left.
     ///
     /// # Errors
     ///
@@ -65,17 +95,17 @@ impl TaskOptions {
     fn draw<T>(
         &self,
         mut items: Vec<T>,
-        asked: usize,
-        what: &str,
+        draw: Draw,
         make: impl Fn(&[T], usize) -> Stream,
     ) -> Result<Vec<Stream>, EvalError> {
         for_stream(self.seed, 0).shuffle(&mut items);
-        let n_items = self.distractors.saturating_add(asked);
+        let n_items = self.distractors.unwrap_or(draw.distractors).saturating_add(draw.asked);
         if items.len() < n_items {
             return Err(EvalError::Setting(format!(
-                "{} has {} {what}, but a stream takes {n_items}: use fewer --distractors",
+                "{} has {} {}, but a stream takes {n_items}: use fewer --distractors",
                 self.data()?.display(),
-                items.len()
+                items.len(),
+                draw.what
             )));
         }
         let mut left = self.limit;
@@ -92,6 +122,16 @@ impl TaskOptions {
     }
 }
 
+/// What a stream takes of a file's items.
+struct Draw {
+    /// Items that questions are about.
+    asked: usize,
+    /// Items that come after them, unless something else is asked for.
+    distractors: usize,
+    /// What the items are, for messages.
+    what: &'static str,
+}
+
 /// Makes streams and scores answers.
 pub trait Task: Send + Sync {
     /// The name on the command line and in results.
@@ -106,6 +146,29 @@ pub trait Task: Send + Sync {
 
     /// The metrics of an answer by name, each from 0 to 1; always the same names in the same order.
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)>;
+
+    /// What is said of all answers together, beside the means of their scores.
+    fn totals(&self) -> &'static [Total] {
+        &[]
+    }
+
+    /// What [`Question::group`] is.
+    fn group_name(&self) -> &'static str {
+        "group"
+    }
+}
+
+/// A metric of many answers that is no mean of theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Total {
+    /// `e` to the mean negative log likelihood of the references' tokens.
+    Perplexity,
+    /// Corpus BLEU against the first references.
+    Bleu,
+    /// Distinct runs of so many words among all of all answers.
+    Distinct(usize),
+    /// F1 and exact match if the least likely answers are withheld, as many as is best.
+    NoAnswer,
 }
 
 /// Exact match and F1 against the reference that fits best; an unanswerable question wants no answer.
@@ -122,16 +185,31 @@ fn best_match(
     vec![("f1", best(f1)), ("em", best(exact_match))]
 }
 
-/// 1 if the answer contains a reference as words of its own.
-fn contains(answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
+/// F1 of ROUGE-1, -2, -L and -Lsum against the first reference.
+fn rouge_scores(answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
+    let Rouge { rouge1, rouge2, rouge_l, rouge_lsum } =
+        question.references.first().map_or(Rouge::default(), |gold| rouge(answer, gold));
+    let named =
+        [("rouge1", rouge1), ("rouge2", rouge2), ("rougeL", rouge_l), ("rougeLsum", rouge_lsum)];
+    named.map(|(name, score)| (name, score.f1())).to_vec()
+}
+
+/// The share of the references, from 0 to 1, that the answer contains as words of their own.
+fn share_contained(answer: &str, question: &Question) -> f64 {
     let words = |text: &str| -> Vec<String> {
         let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
         words.map(str::to_lowercase).collect()
     };
     let answer = words(answer);
-    let is_there = |reference: &String| {
+    let is_there = |reference: &&String| {
         let reference = words(reference);
         !reference.is_empty() && answer.windows(reference.len()).any(|run| run == reference)
     };
-    vec![("accuracy", f64::from(question.references.iter().any(is_there)))]
+    let n_there = question.references.iter().filter(is_there).count();
+    n_there as f64 / question.references.len().max(1) as f64
+}
+
+/// 1 if the answer contains a reference as words of its own.
+fn contains(answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
+    vec![("accuracy", f64::from(share_contained(answer, question) > 0.0))]
 }

@@ -1,8 +1,8 @@
 //! Something small, hidden in much that is not asked for.
 
-use super::{Task, TaskOptions, contains};
+use super::{Task, TaskOptions, share_contained};
 use crate::rng::{Rng, for_stream};
-use crate::{EvalError, Question, Stream};
+use crate::{EvalError, Form, Question, Stream};
 
 /// Generated: filler as long as the distance, and in it, at even depths, what is asked for at its end: the
 /// first question is about as far away as the distance says, the last one about the newest lines.
@@ -20,14 +20,21 @@ enum Kind {
     Number,
     /// Pairs of random identifiers; source: Liu et al., "Lost in the Middle", 2023, arXiv:2307.03172.
     KeyValue,
+    /// As number, with several numbers for each keeper, all of which are asked for; source: Hsieh et al.,
+    /// "RULER: What's the Real Context Size of Your Long-Context Language Models?", 2024, arXiv:2404.06654,
+    /// there "multi-values".
+    Multi,
 }
 
 pub(super) const PASSKEY: Needle = Needle { name: "passkey", kind: Kind::Passkey };
 pub(super) const NUMBER: Needle = Needle { name: "number", kind: Kind::Number };
 pub(super) const KV_RETRIEVAL: Needle = Needle { name: "kv-retrieval", kind: Kind::KeyValue };
+pub(super) const MULTI_NEEDLE: Needle = Needle { name: "multi-needle", kind: Kind::Multi };
 
 /// Questions about one stream at most: as many keepers have names.
 const MOST_QUESTIONS: usize = 400;
+/// Numbers that belong together in [`Kind::Multi`].
+const N_TOGETHER: usize = 4;
 /// Tokens of a piece of filler, about.
 const FILLER_TOKENS: u64 = 25;
 /// Tokens of a pair of identifiers, about.
@@ -59,44 +66,99 @@ impl Task for Needle {
                     Kind::Passkey => hidden(&mut rng, distance, of_each(i), 5),
                     Kind::Number => hidden(&mut rng, distance, of_each(i), 10),
                     Kind::KeyValue => pairs(&mut rng, distance, of_each(i)),
+                    Kind::Multi => several(&mut rng, distance, of_each(i)),
                 }
             })
             .collect())
     }
 
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
-        contains(answer, question)
+        vec![("accuracy", share_contained(answer, question))]
+    }
+
+    fn group_name(&self) -> &'static str {
+        "tokens of the stream"
     }
 }
 
 /// Filler as long as `length`, in it one number for each question, at even depths; each is asked for by the
 /// name of its keeper, so that one stream serves them all.
 fn hidden(rng: &mut Rng, length: u64, n_questions: usize, n_digits: usize) -> Stream {
-    let n_pieces = (length / FILLER_TOKENS).max(n_questions.max(1) as u64) as usize;
-    let mut stream = Stream::default();
-    let mut n_hidden = 0;
-    for piece in 0..n_pieces {
-        while n_hidden < n_questions && n_hidden * n_pieces <= piece * n_questions {
-            let digits: String = (0..n_digits).map(|_| char::from(b'0' + rng.u8(..10))).collect();
-            // What begins with zero is written without it by some models.
-            let digits = format!("{}{}", rng.u8(1..10), &digits[1..]);
-            let keeper = keeper(n_hidden);
-            let what = if n_digits > 5 { "number" } else { "pass key" };
-            let question = format!("What is the {what} of {keeper}?");
-            stream.questions.push(Question {
-                id: format!("{length}/{n_hidden}"),
-                group: length.to_string(),
-                after: 0,
-                prompt: format!("{question} The {what} of {keeper} is"),
-                query: question,
-                references: vec![digits.clone()],
-                evidence: vec![stream.documents.len()],
-                max_tokens: 16,
-            });
-            stream.documents.push(format!(
-                "The {what} of {keeper} is {digits}. Remember it. {digits} is the {what} of {keeper}.\n\n"
+    let what = if n_digits > 5 { "number" } else { "pass key" };
+    let mut needles = Vec::new();
+    let mut questions = Vec::new();
+    for number in 0..n_questions {
+        let (digits, keeper) = (digits(rng, n_digits), keeper(number));
+        needles.push((
+            number,
+            format!("The {what} of {keeper} is {digits}. Remember it. {digits} is the {what} of {keeper}.\n\n"),
+        ));
+        let question = format!("What is the {what} of {keeper}?");
+        questions.push(Question {
+            prompt: format!("{question} The {what} of {keeper} is"),
+            form: Form::line(16),
+            ..asked(length, number, question, vec![digits])
+        });
+    }
+    in_filler(length, needles, questions)
+}
+
+/// As [`hidden`], with several numbers for each question; those of one question are far from each other.
+fn several(rng: &mut Rng, length: u64, n_questions: usize) -> Stream {
+    let mut needles = Vec::new();
+    let ask = |number| {
+        let question = format!("What are the {N_TOGETHER} magic numbers of {}?", keeper(number));
+        Question {
+            prompt: format!("{question} The magic numbers of {} are", keeper(number)),
+            form: Form::line(48),
+            ..asked(length, number, question, Vec::new())
+        }
+    };
+    let mut questions: Vec<Question> = (0..n_questions).map(ask).collect();
+    for _ in 0..N_TOGETHER {
+        for (number, question) in questions.iter_mut().enumerate() {
+            let digits = digits(rng, 5);
+            needles.push((
+                number,
+                format!("One of the magic numbers of {} is {digits}.\n\n", keeper(number)),
             ));
-            n_hidden += 1;
+            question.references.push(digits);
+        }
+    }
+    in_filler(length, needles, questions)
+}
+
+/// A number that no model writes shorter: it does not begin with zero.
+fn digits(rng: &mut Rng, n: usize) -> String {
+    let first = char::from(b'0' + rng.u8(1..10));
+    std::iter::once(first).chain((1..n).map(|_| char::from(b'0' + rng.u8(..10)))).collect()
+}
+
+/// What all questions of this file have in common.
+fn asked(length: u64, number: usize, query: String, references: Vec<String>) -> Question {
+    Question {
+        id: format!("{length}/{number}"),
+        group: length.to_string(),
+        after: 0,
+        prompt: String::new(),
+        query,
+        references,
+        evidence: Vec::new(),
+        form: Form::line(32),
+    }
+}
+
+/// Filler as long as `length`, and at even depths the needles: the number of a question, and what is hidden.
+fn in_filler(length: u64, needles: Vec<(usize, String)>, questions: Vec<Question>) -> Stream {
+    let n_pieces = (length / FILLER_TOKENS).max(needles.len().max(1) as u64) as usize;
+    let n_needles = needles.len();
+    let mut stream = Stream { documents: Vec::new(), questions };
+    let mut needles = needles.into_iter().enumerate().peekable();
+    for piece in 0..n_pieces {
+        let is_due = |(i, _): &(usize, _)| i * n_pieces <= piece * n_needles;
+        while let Some((_, (question, text))) = needles.next_if(is_due) {
+            stream.questions[question].evidence.push(stream.documents.len());
+            stream.documents.push(text);
         }
         stream.documents.push(format!("{FILLER}\n\n"));
     }
@@ -132,14 +194,9 @@ fn pairs(rng: &mut Rng, length: u64, n_questions: usize) -> Stream {
         if n_asked < n_questions && n_asked * n_pairs <= i * n_questions {
             let question = format!("What is the value of the key {key}?");
             stream.questions.push(Question {
-                id: format!("{length}/{n_asked}"),
-                group: length.to_string(),
-                after: 0,
                 prompt: format!("{question} \"{key}\": \""),
-                query: question,
-                references: vec![value.clone()],
                 evidence: vec![i],
-                max_tokens: 32,
+                ..asked(length, n_asked, question, vec![value.clone()])
             });
             n_asked += 1;
         }

@@ -1,9 +1,9 @@
 //! SQuAD v2.0: questions about paragraphs of Wikipedia.
 
-use super::{Task, TaskOptions, best_match};
+use super::{Draw, Task, TaskOptions, Total, best_match};
 use crate::data::{Record, records};
 use crate::metrics::Normalisation;
-use crate::{EvalError, Question, Stream};
+use crate::{EvalError, Form, Question, Stream};
 
 /// Streams of paragraphs, in an order drawn by seed; questions at the end about the first ones.
 ///
@@ -27,17 +27,29 @@ impl Task for Squad {
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {
-        let paragraphs = paragraphs(&records(options.data()?)?)?;
-        options.draw(paragraphs, ASKED, "paragraphs", stream)
+        let mut paragraphs = paragraphs(&records(options.data()?)?)?;
+        if !options.unanswerable {
+            paragraphs.iter_mut().for_each(|p| p.questions.retain(|(.., gold)| !gold.is_empty()));
+        }
+        let draw = Draw { asked: ASKED, distractors: 20, what: "paragraphs" };
+        options.draw(paragraphs, draw, |chosen, limit| stream(chosen, limit, options.unanswerable))
     }
 
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
         best_match(answer, question, Normalisation::Squad)
     }
+
+    fn totals(&self) -> &'static [Total] {
+        &[Total::NoAnswer]
+    }
+
+    fn group_name(&self) -> &'static str {
+        "questions"
+    }
 }
 
 /// The first question about each paragraph, then the second, and so on.
-fn stream(paragraphs: &[Paragraph], limit: usize) -> Stream {
+fn stream(paragraphs: &[Paragraph], limit: usize, unanswerable: bool) -> Stream {
     let documents: Vec<String> = paragraphs.iter().map(|p| format!("{}\n\n", p.text)).collect();
     let mut questions = Vec::new();
     let most = paragraphs.iter().map(|p| p.questions.len()).max().unwrap_or(0);
@@ -46,13 +58,17 @@ fn stream(paragraphs: &[Paragraph], limit: usize) -> Stream {
             let Some((id, text, answers)) = paragraph.questions.get(round) else { continue };
             questions.push(Question {
                 id: id.clone(),
-                group: String::new(),
+                group: match (unanswerable, answers.is_empty()) {
+                    (true, true) => "unanswerable".to_owned(),
+                    (true, false) => "answerable".to_owned(),
+                    (false, _) => String::new(),
+                },
                 after: documents.len(),
                 query: text.clone(),
                 prompt: format!("Question: {text}\nShort answer:"),
                 references: answers.clone(),
                 evidence: vec![i],
-                max_tokens: 24,
+                form: Form::line(24),
             });
         }
     }
@@ -84,7 +100,6 @@ fn official(record: &Record) -> Result<Vec<Paragraph>, EvalError> {
                 let (id, text) = (question.text("id")?, question.text("question")?);
                 questions.push((id.to_owned(), text.to_owned(), answers));
             }
-            questions.retain(|question| !question.2.is_empty());
             out.push(Paragraph { text: paragraph.text("context")?.to_owned(), questions });
         }
     }
@@ -102,7 +117,7 @@ fn lines(records: &[Record]) -> Result<Vec<Paragraph>, EvalError> {
         let answers = record.texts("answers")?;
         let question =
             (record.text("id")?.to_owned(), record.text("question")?.to_owned(), answers);
-        if let Some(paragraph) = out.last_mut().filter(|_| !question.2.is_empty()) {
+        if let Some(paragraph) = out.last_mut() {
             paragraph.questions.push(question);
         }
     }

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::{Task, TaskOptions, best_match};
+use super::{Draw, Task, TaskOptions, best_match};
 use crate::data::records;
 use crate::metrics::Normalisation;
-use crate::{EvalError, Question, Stream};
+use crate::{EvalError, Form, Question, Stream};
 
 /// Streams of passages; questions at the end about the first ones.
 ///
@@ -47,7 +47,8 @@ impl Task for TriviaQa {
             // An item whose passages do not say it has no evidence.
             items.extend(evidence.map(|passage| Item { id, question, answers, passage }));
         }
-        options.draw(items, ASKED, "items with an answer", stream)
+        let what = "items with an answer";
+        options.draw(items, Draw { asked: ASKED, distractors: 20, what }, stream)
     }
 
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
@@ -73,7 +74,7 @@ fn stream(items: &[Item], limit: usize) -> Stream {
                 prompt: format!("Question: {}\nShort answer:", item.question),
                 references: item.answers.clone(),
                 evidence: vec![stream.documents.len()],
-                max_tokens: 24,
+                form: Form::line(24),
             });
         }
         stream.documents.push(format!("{passage}\n\n"));

@@ -12,12 +12,14 @@ use crate::block::BlockId;
 
 /// Bytes that a thread should have to read: starting one takes as long as a tenth of that.
 const BYTES_PER_THREAD: usize = 4 << 20;
+/// Vectors of a page. Pages do not move when more come: a buffer that doubles leaves holes as large as itself.
+const PAGE_ROWS: usize = 1024;
 /// Rows that are compared in full first: what they are found at bounds what else must be.
 const N_SAMPLED: usize = 256;
 
 /// Compares the query with every vector: exact, and the oracle of approximate indexes.
 ///
-/// f32 storage, `[n_blocks, dim]` in one buffer, f32 sums, and a sketch of each vector in 8 bits
+/// f32 storage, `[n_blocks, dim]` in pages, f32 sums, and a sketch of each vector in 8 bits
 /// (`index/sketch.rs`). A search reads all sketches, with several threads if they are many, and
 /// compares in full what they cannot rule out: the same blocks at the same distances, to the bit,
 /// as comparing all. That is good up to some millions of blocks.
@@ -51,22 +53,32 @@ struct Rows {
     ids: Vec<BlockId>,
     /// The row of each id.
     row_of: HashMap<BlockId, usize>,
-    /// Shape `[n_blocks, dim]`.
-    vectors: Vec<f32>,
+    dim: usize,
+    /// Shape `[n_blocks, dim]`, [`PAGE_ROWS`] of them in each page; branches share the full ones.
+    pages: Vec<Arc<Vec<f32>>>,
     sketches: Sketches,
 }
 
 impl Rows {
     fn new(dim: usize) -> Self {
-        let (ids, vectors) = (Vec::new(), Vec::new());
-        Self { ids, row_of: HashMap::new(), vectors, sketches: Sketches::new(dim) }
+        let (ids, pages) = (Vec::new(), Vec::new());
+        Self { ids, row_of: HashMap::new(), dim, pages, sketches: Sketches::new(dim) }
     }
 
     fn push(&mut self, id: BlockId, row: &[f32]) {
+        if self.ids.len().is_multiple_of(PAGE_ROWS) {
+            self.pages.push(Arc::new(Vec::with_capacity(PAGE_ROWS * self.dim)));
+        }
+        if let Some(page) = self.pages.last_mut() {
+            Arc::make_mut(page).extend_from_slice(row);
+        }
         self.row_of.insert(id, self.ids.len());
         self.ids.push(id);
-        self.vectors.extend_from_slice(row);
         self.sketches.push(row);
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.pages[row / PAGE_ROWS][row % PAGE_ROWS * self.dim..][..self.dim]
     }
 }
 
@@ -99,7 +111,7 @@ impl ExactIndex {
 
     /// All blocks with their vectors, as they are compared, in the order of addition.
     pub fn iter(&self) -> impl Iterator<Item = (BlockId, &[f32])> {
-        self.rows.ids.iter().copied().zip(self.rows.vectors.chunks_exact(self.dim))
+        self.rows.ids.iter().enumerate().map(|(row, &id)| (id, self.row(row)))
     }
 
     /// Keeps the blocks of which `keep` says so.
@@ -190,7 +202,7 @@ impl ExactIndex {
 
     /// A vector as it is compared.
     pub(super) fn row(&self, row: usize) -> &[f32] {
-        &self.rows.vectors[row * self.dim..][..self.dim]
+        self.rows.row(row)
     }
 
     /// The vector as it is stored and compared.

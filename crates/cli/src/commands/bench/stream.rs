@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::median;
 use crate::args::BenchArgs;
 use crate::output;
-use crate::plot::{self, Chart};
+use everstream_eval::plot::{self, Chart};
 
 /// A stream is cut into so many segments, unless that makes them longer than is useful.
 const N_SEGMENTS: usize = 20;
