@@ -145,6 +145,18 @@ pub(crate) fn files(common: &Common, name: &str) -> anyhow::Result<ModelFiles> {
     Ok(hub.pull(&spec, &mut PullProgress::new())?)
 }
 
+/// A file of data: a path, or one of a dataset of the hub, pulled if it is absent.
+pub(crate) fn data(common: &Common, path: &Path) -> anyhow::Result<PathBuf> {
+    let Some(name) = path.to_str().filter(|name| name.starts_with("hf:")) else {
+        return Ok(path.to_owned());
+    };
+    let files = files(common, name)?;
+    if files.kind != ModelKind::Dataset {
+        bail!("{name} is a model: data are at hf:datasets/ORG/NAME/FILE");
+    }
+    Ok(files.main)
+}
+
 /// A language model, ready to run.
 pub(crate) fn model(common: &Common, name: &str) -> anyhow::Result<Arc<Model>> {
     let (options, n_cores) = (options(common)?, ModelOptions::default().n_threads);
@@ -153,8 +165,13 @@ pub(crate) fn model(common: &Common, name: &str) -> anyhow::Result<Arc<Model>> {
         output::dim_note(&format!("{n_threads} threads on {n_cores} cores: fewer are faster"));
     }
     let files = files(common, name)?;
-    if files.kind != ModelKind::LanguageModel {
-        bail!("{name} is a sentence encoder: choose a language model (see `everstream models`)");
+    let what = match files.kind {
+        ModelKind::LanguageModel => None,
+        ModelKind::SentenceEncoder => Some("a sentence encoder"),
+        ModelKind::Dataset => Some("data"),
+    };
+    if let Some(what) = what {
+        bail!("{name} is {what}: choose a language model (see `everstream models`)");
     }
     Ok(Arc::new(Model::open(&files.main, options)?))
 }

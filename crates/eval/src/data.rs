@@ -1,4 +1,4 @@
-//! Reads records: JSON Lines, or one JSON document, plain or compressed with gzip.
+//! Reads records: JSON Lines, or one JSON document, plain or compressed with gzip; Parquet.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,8 @@ pub struct Record {
     pub value: Value,
 }
 
-/// The objects of a JSON Lines file, the items of a JSON file that is a list, or its one object.
+/// The objects of a JSON Lines file, the items of a JSON file that is a list, or its one object; the rows of
+/// a Parquet file, with the feature `parquet`.
 ///
 /// # Errors
 ///
@@ -30,6 +31,10 @@ pub fn records(path: &Path) -> Result<Vec<Record>, EvalError> {
         bytes = plain;
     }
     let record = |number, value| Record { path: path.to_owned(), number, value };
+    if bytes.starts_with(b"PAR1") {
+        let rows = parquet_rows(path)?.into_iter().enumerate();
+        return Ok(rows.map(|(i, row)| record(i + 1, row)).collect());
+    }
     match serde_json::from_slice(&bytes) {
         Ok(Value::Array(items)) if !items.is_empty() => {
             return Ok(items
@@ -52,6 +57,27 @@ pub fn records(path: &Path) -> Result<Vec<Record>, EvalError> {
         return Err(record(1, Value::Null).error("the file holds no records"));
     }
     Ok(records)
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_rows(path: &Path) -> Result<Vec<Value>, EvalError> {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+
+    let wrong = |error: parquet::errors::ParquetError| {
+        EvalError::Setting(format!("{}: no Parquet file that can be read: {error}", path.display()))
+    };
+    let file = fs_err::File::open(path)?.into_parts().0;
+    let reader = SerializedFileReader::new(file).map_err(wrong)?;
+    let rows = reader.get_row_iter(None).map_err(wrong)?;
+    rows.map(|row| Ok(row.map_err(wrong)?.to_json_value())).collect()
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_rows(path: &Path) -> Result<Vec<Value>, EvalError> {
+    Err(EvalError::Setting(format!(
+        "{}: this program was built without Parquet: build with --features parquet, or give JSON Lines",
+        path.display()
+    )))
 }
 
 impl Record {

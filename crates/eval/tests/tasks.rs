@@ -139,9 +139,20 @@ fn unanswerable_questions_want_no_answer() {
     assert_eq!(task.score("in 1871", question), [("f1", 0.0), ("em", 0.0)]);
 }
 
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_is_read_as_json() {
+    let task = by_name("squad").unwrap();
+    let text = |file: &str| {
+        let options = TaskOptions { data: Some(sample(file)), ..options("squad", 5) };
+        format!("{:?}", task.streams(&options).unwrap())
+    };
+    assert_eq!(text("squad.parquet"), text("squad.jsonl"));
+}
+
 /// The distributed formats and a record a line are the same.
 #[test]
-fn both_formats_of_conversations_and_stories_are_read() {
+fn both_formats_of_a_task_are_read() {
     for (name, file) in
         [("locomo", "locomo.json"), ("writing-prompts", "writing-prompts.wp_source")]
     {
@@ -199,6 +210,13 @@ fn wrong_data_is_named() {
             "record 1: `answers` holds something that is not a text",
         ),
         ("triviaqa", "{\"answers\": [\"a\"]}", "record 1: `passages` is missing"),
+        ("triviaqa", "{\"Data\": [{\"QuestionId\": \"1\"}]}", "record 1: `Question` is missing"),
+        (
+            "triviaqa",
+            "{\"Data\": [{\"QuestionId\": \"1\", \"Question\": \"q\", \"Answer\": {\"Aliases\": [\"a\"]}, \
+             \"EntityPages\": [{\"Filename\": \"../a\"}]}]}",
+            "`Filename` leads out",
+        ),
         ("multi-news", "{\"documents\": []}", "record 1: it has no articles"),
         ("multi-news", "{\"documents\": [\"a\"]}", "record 1: `summary` is missing"),
         ("writing-prompts", "[{}, {\"id\": \"1\"}]", "record 1: `id` is missing"),

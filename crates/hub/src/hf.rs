@@ -54,6 +54,8 @@ pub(crate) struct HfRequest<'a> {
     pub(crate) patience: Patience,
     /// `ORG/REPO`.
     pub(crate) repo: &'a str,
+    /// Whether that is a repository of datasets.
+    pub(crate) is_dataset: bool,
     /// A branch or commit.
     pub(crate) revision: &'a str,
     /// Each file's path in the repository, and where it goes in the model's folder.
@@ -124,7 +126,8 @@ impl HfRequest<'_> {
             .with_endpoint(endpoint)
             .with_token(self.token.map(str::to_owned));
         let revision = self.revision.to_owned();
-        let repo = Repo::with_revision(self.repo.to_owned(), RepoType::Model, revision);
+        let kind = if self.is_dataset { RepoType::Dataset } else { RepoType::Model };
+        let repo = Repo::with_revision(self.repo.to_owned(), kind, revision);
         let (events, received) = sync_channel(MAX_WAITING_EVENTS);
         let (go, may_go) = channel();
         let file = file.to_owned();
@@ -331,6 +334,7 @@ mod tests {
             token: None,
             patience: Patience { reply: short, stall: short },
             repo: "org/repo",
+            is_dataset: false,
             revision: "main",
             files: vec![("m.gguf", &wanted)],
             stage: dir.path().join("stage"),

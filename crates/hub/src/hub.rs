@@ -270,6 +270,7 @@ impl Hub {
             token: self.config.hf_token.as_deref(),
             patience: crate::hf::Patience::default(),
             repo: &place.repo,
+            is_dataset: place.is_dataset,
             revision: &place.revision,
             files: files.collect(),
             stage: staging.stage(),

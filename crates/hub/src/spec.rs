@@ -66,24 +66,31 @@ impl fmt::Display for Spec {
     }
 }
 
-/// One `.gguf` file of a repository of the Hugging Face hub, on its main branch.
+/// One `.gguf` file of a repository of the Hugging Face hub, or a file of a dataset there, on its main branch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HfSpec {
+    is_dataset: bool,
     repo: String,
     file: String,
 }
+
+/// What the repositories of datasets begin with, as in the hub's own addresses.
+const DATASETS: &str = "datasets/";
+/// Endings of files with data.
+const DATA_ENDINGS: [&str; 5] = [".json", ".jsonl", ".jsonl.gz", ".parquet", ".txt"];
 
 /// Longest `ORG/REPO/FILE` accepted: its folder's name must fit a file system.
 const MAX_HF_CHARS: usize = 200;
 
 impl HfSpec {
-    /// Reads `ORG/REPO/FILE`, where `FILE` may lie in folders of the repository.
+    /// Reads `ORG/REPO/FILE` or `datasets/ORG/REPO/FILE`, where `FILE` may lie in folders of the repository.
     ///
     /// Only letters, digits, `.`, `_` and `-` are allowed between the slashes: such a text needs
     /// no escaping in a URL and cannot leave a folder.
     fn parse(text: &str) -> Result<Self, HubError> {
         let fault = |reason| HubError::BadHfSpec { spec: format!("hf:{text}"), reason };
-        let parts: Vec<&str> = text.split('/').collect();
+        let of_dataset = text.strip_prefix(DATASETS);
+        let parts: Vec<&str> = of_dataset.unwrap_or(text).split('/').collect();
         let [org, repo, file @ ..] = parts.as_slice() else {
             return Err(fault("it has no slash"));
         };
@@ -96,10 +103,20 @@ impl HfSpec {
         if !parts.iter().all(|part| is_plain(part)) {
             return Err(fault("between slashes stand letters, digits, '.', '_' and '-'"));
         }
-        if !text.ends_with(".gguf") {
+        let is_dataset = of_dataset.is_some();
+        if is_dataset && !DATA_ENDINGS.iter().any(|ending| text.ends_with(ending)) {
+            return Err(fault("data ends in .json, .jsonl, .jsonl.gz, .parquet or .txt"));
+        }
+        if !is_dataset && !text.ends_with(".gguf") {
             return Err(fault("only .gguf files are models"));
         }
-        Ok(Self { repo: format!("{org}/{repo}"), file: file.join("/") })
+        Ok(Self { is_dataset, repo: format!("{org}/{repo}"), file: file.join("/") })
+    }
+
+    /// Whether the repository is one of datasets.
+    #[must_use]
+    pub fn is_dataset(&self) -> bool {
+        self.is_dataset
     }
 
     /// `ORG/REPO`.
@@ -121,7 +138,7 @@ impl HfSpec {
 
     /// The name of its folder in the cache; `+` occurs nowhere else, so no two specs share one.
     pub(crate) fn key(&self) -> String {
-        format!("hf+{}+{}", self.repo, self.file).replace('/', "+")
+        self.to_string().replacen(':', "+", 1).replace('/', "+")
     }
 }
 
@@ -132,7 +149,8 @@ fn is_plain(part: &str) -> bool {
 
 impl fmt::Display for HfSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hf:{}/{}", self.repo, self.file)
+        let datasets = if self.is_dataset { DATASETS } else { "" };
+        write!(f, "hf:{datasets}{}/{}", self.repo, self.file)
     }
 }
 
@@ -182,6 +200,9 @@ mod tests {
         check("hf:a/b/c d.gguf", Err("between slashes"));
         check("hf:a/b/c%2f.gguf", Err("between slashes"));
         check("hf:a/b/c.bin", Err("only .gguf"));
+        check("hf:datasets/a/b/c.parquet", Ok("hf a/b c.parquet"));
+        check("hf:datasets/a/b/c.gguf", Err("data ends in .json"));
+        check("hf:datasets/a/b", Err("two slashes"));
         check(&format!("hf:a/b/{}.gguf", "x".repeat(300)), Err("200 characters"));
     }
 

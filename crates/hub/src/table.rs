@@ -13,6 +13,8 @@ pub enum ModelKind {
     LanguageModel,
     /// Maps a sentence to a vector: a folder with safetensors, tokenizer and configuration.
     SentenceEncoder,
+    /// No model: a file of a dataset, to be evaluated on.
+    Dataset,
 }
 
 /// A model that can be pulled by name.

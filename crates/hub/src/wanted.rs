@@ -27,6 +27,8 @@ pub(crate) struct HfPlace {
     pub(crate) repo: String,
     #[cfg_attr(not(feature = "hf"), expect(dead_code, reason = "only the client reads it"))]
     pub(crate) revision: String,
+    #[cfg_attr(not(feature = "hf"), expect(dead_code, reason = "only the client reads it"))]
+    pub(crate) is_dataset: bool,
     /// The path of the model's only file in the repository, if it differs from the local one.
     #[cfg_attr(not(feature = "hf"), expect(dead_code, reason = "only the client reads it"))]
     pub(crate) file: Option<String>,
@@ -42,6 +44,7 @@ impl Wanted {
         let place = |hf: HfSource| HfPlace {
             repo: hf.repo.to_owned(),
             revision: hf.revision.to_owned(),
+            is_dataset: false,
             file: None,
         };
         // Without the client the hub's place is no source, rather than one that always fails.
@@ -60,13 +63,17 @@ impl Wanted {
         let place = HfPlace {
             repo: spec.repo().to_owned(),
             revision: "main".to_owned(),
+            is_dataset: spec.is_dataset(),
             file: Some(spec.file().to_owned()),
         };
         let path = spec.base_name().to_owned();
         Self {
             name: spec.to_string(),
             key: spec.key(),
-            kind: ModelKind::LanguageModel,
+            kind: match spec.is_dataset() {
+                true => ModelKind::Dataset,
+                false => ModelKind::LanguageModel,
+            },
             files: vec![WantedFile { path, bytes: None, sha256: None }],
             sources: vec![Source::Hf(place)],
         }

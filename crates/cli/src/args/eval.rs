@@ -68,7 +68,8 @@ pub(crate) struct RunArgs {
     pub(crate) task: Option<String>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The task's data: JSON or JSON Lines, also gzipped; generated tasks have none
+    /// The task's data: JSON, JSON Lines (also gzipped), Parquet (feature `parquet`), text for ppl and fandom;
+    /// or hf:datasets/ORG/NAME/FILE. Generated tasks have none
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
     /// What the model sees: evidence (nothing else), closed-book (nothing), full, truncate, recompute,

@@ -35,8 +35,9 @@ pub(super) fn run_one(common: &Common, args: &RunArgs, out: &mut impl Write) -> 
     if let Some(twice) = labels.iter().enumerate().find(|(i, l)| labels[..*i].contains(l)) {
         bail!("{} is asked for twice", twice.1);
     }
+    let data = args.data.as_deref().map(|path| load::data(common, path)).transpose()?;
     let options = TaskOptions {
-        data: args.data.clone(),
+        data,
         limit: args.limit as usize,
         distractors: args.distractors,
         unanswerable: args.unanswerable,

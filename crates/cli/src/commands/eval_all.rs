@@ -92,8 +92,11 @@ fn flag(key: &str, value: Value, data: &Path) -> anyhow::Result<Option<String>> 
         Value::Boolean(false) => return Ok(None),
         Value::Boolean(true) => return Ok(Some(format!("--{key}"))),
         Value::Array(values) => values.iter().map(text).collect::<Result<Vec<_>, _>>()?.join(","),
-        // A path that is absolute stays as it is.
-        value if key == "data" => data.join(text(&value)?).display().to_string(),
+        // A path that is absolute stays as it is, and so does a file of the hub.
+        value if key == "data" => match text(&value)? {
+            hub if hub.starts_with("hf:") => hub,
+            path => data.join(path).display().to_string(),
+        },
         value => text(&value)?,
     };
     Ok(Some(format!("--{key}={text}")))

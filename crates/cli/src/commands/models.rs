@@ -88,6 +88,7 @@ pub(super) fn kind(kind: ModelKind) -> &'static str {
     match kind {
         ModelKind::LanguageModel => "language model",
         ModelKind::SentenceEncoder => "sentence encoder",
+        ModelKind::Dataset => "data",
     }
 }
 

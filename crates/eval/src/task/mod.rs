@@ -87,7 +87,9 @@ impl TaskOptions {
     }
 
     /// Streams of `items` in an order drawn by seed, each item in one stream: those that questions are about,
-    /// then the distractors; `make` is given those of one stream and how many questions are left.
+    /// then the distractors; `make` is given those of one stream and how many questions it may ask. Each stream
+    /// has its share of the limit, but one question for each item if that is more: many questions about
+    /// few items say less.
     ///
     /// # Errors
     ///
@@ -108,13 +110,14 @@ impl TaskOptions {
                 draw.what
             )));
         }
+        let share = self.limit.div_ceil(items.len() / n_items).max(draw.asked);
         let mut left = self.limit;
         let mut streams = Vec::new();
         for chosen in items.chunks_exact(n_items) {
             if left == 0 {
                 break;
             }
-            let stream = make(chosen, left);
+            let stream = make(chosen, left.min(share));
             left -= stream.questions.len();
             streams.push(stream);
         }

@@ -106,7 +106,8 @@ fn official(record: &Record) -> Result<Vec<Paragraph>, EvalError> {
     Ok(out)
 }
 
-/// `{"id", "context", "question", "answers": [text]}`, questions about a paragraph one after the other.
+/// `{"id", "context", "question", "answers": [text]}`, questions about a paragraph one after the other; `answers`
+/// may be `{"text": [text]}`, as the hub has it.
 fn lines(records: &[Record]) -> Result<Vec<Paragraph>, EvalError> {
     let mut out: Vec<Paragraph> = Vec::new();
     for record in records {
@@ -114,7 +115,10 @@ fn lines(records: &[Record]) -> Result<Vec<Paragraph>, EvalError> {
         if out.last().is_none_or(|paragraph| paragraph.text != text) {
             out.push(Paragraph { text: text.to_owned(), questions: Vec::new() });
         }
-        let answers = record.texts("answers")?;
+        let answers = match record.value.get("answers") {
+            Some(object @ serde_json::Value::Object(_)) => record.part(object).texts("text")?,
+            _ => record.texts("answers")?,
+        };
         let question =
             (record.text("id")?.to_owned(), record.text("question")?.to_owned(), answers);
         if let Some(paragraph) = out.last_mut() {

@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use everstream_hub::{HfSource, Hub, HubError, ModelFiles, NoProgress, PipLayout, TABLE};
+use everstream_hub::{
+    HfSource, Hub, HubError, ModelFiles, ModelKind, NoProgress, PipLayout, TABLE,
+};
 use fs_err as fs;
 
 use crate::rig::{DELIVER, Rig, Steps, WEIGHTS, entry, pinned, sha256};
@@ -165,6 +167,20 @@ fn a_file_arrives_and_is_verified() {
 
     assert_eq!(pulls(&rig, &fake), model);
     assert_eq!(fake.ranges().len(), n_requests);
+}
+
+/// A file of a dataset lies elsewhere on the hub, and apart from models here.
+#[test]
+fn a_file_of_a_dataset_arrives() {
+    let rig = Rig::new("exit 1");
+    let fake = FakeHub::start(Answer::good(WEIGHTS));
+    let hub = hub_at(&rig, &fake.endpoint);
+    let name = "hf:datasets/org/repo/sub/d.jsonl";
+    let data = hub.pull(&hub.parse(name).unwrap(), &mut NoProgress).unwrap();
+    assert_eq!((&*data.name, data.kind), (name, ModelKind::Dataset));
+    assert_eq!(data.main, rig.cache().join("models/hf+datasets+org+repo+sub+d.jsonl/d.jsonl"));
+    let requests = fake.requests.lock().unwrap();
+    assert!(requests.iter().all(|r| r.path == "/datasets/org/repo/resolve/main/sub/d.jsonl"));
 }
 
 #[test]
