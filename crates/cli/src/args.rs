@@ -223,7 +223,8 @@ pub(crate) struct FilterArgs {
     /// Find only what was written since: a duration (2h, 3days) or a time (2026-11-25T08:00:00Z)
     #[arg(long, value_name = "WHEN", value_parser = since)]
     pub(crate) since: Option<SystemTime>,
-    /// Find only what this one wrote: user, assistant, document or system; may be repeated
+    /// Find only blocks of which this one wrote most: user, assistant, document or system; may be
+    /// repeated. A short question is in one block with its answer
     #[arg(long, value_name = "ROLE", value_parser = role)]
     pub(crate) role: Vec<Role>,
     /// Find only what was read from a file with this in its name; may be repeated
@@ -273,10 +274,13 @@ pub(crate) struct SessionArgs {
     /// Keep the stream and its memory under this name; one that exists goes on where it ended
     #[arg(long, value_name = "NAME")]
     pub(crate) session: Option<String>,
-    /// Disk space for what a session remembers; beyond it the oldest is dropped [default: what it
-    /// has, and half of what is free]
+    /// Disk space for what a session remembers, 128 MiB at least; beyond it the oldest is dropped
+    /// [default: what it has, and half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "session")]
     pub(crate) memory_max: Option<u64>,
+    /// Go on with a session whose journal is damaged, without what was read after the damage
+    #[arg(long, requires = "session")]
+    pub(crate) accept_loss: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -540,7 +544,8 @@ pub(crate) struct ChatArgs {
     pub(crate) system: Option<String>,
     /// Text files and folders to read first; - is standard input, which then holds no turns.
     /// Without --system the stream begins with the text itself, which the small models were
-    /// measured to remember best. What a session has read of a file is not read again
+    /// measured to remember best. What a session has read of a file is not read again, as long as its
+    /// path and its text are the same: of a file that grows, give what is new
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) ingest: Vec<PathBuf>,
     /// What these texts see when they are read: stream is sinks and window; paragraph is sinks and

@@ -12,7 +12,7 @@ Examples:
   everstream chat --ingest notes.md log.txt     talk about texts of any length
   everstream chat --system 'Answer in one sentence.' --policy sink
   everstream chat --session work                go on tomorrow where it ended today
-  journalctl | everstream chat --session log --ingest -
+  journalctl --since today | everstream chat --session log --ingest -
   echo 'Who locked the gate?' | everstream chat --ingest log.txt --json
 
 Lines that begin with / are commands (/help lists them); // begins a turn that begins with /. On a

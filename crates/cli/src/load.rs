@@ -82,7 +82,8 @@ pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Opt
             own + (fs4::available_space(folder.path())? / 2).max(2 * DEFAULT_SEGMENT_BYTES)
         }
     };
-    Ok(Some(Storage { folder, max_bytes: Some(max_bytes) }))
+    let accepts_loss = args.accept_loss;
+    Ok(Some(Storage { folder, max_bytes: Some(max_bytes), accepts_loss }))
 }
 
 /// Adds what blocks are found with to a session's settings. `session` is its name, if it has one.

@@ -24,4 +24,4 @@ pub use report::{KeptRun, markdown, tables, write_report};
 pub use run::{Answer, Progress, Run, Timing};
 pub use stream::{Form, Question, Stream};
 pub use summary::{MethodSummary, Metric, Summary, summarise};
-pub use task::{Task, TaskOptions, Total};
+pub use task::{Reads, Task, TaskOptions, Total};

@@ -59,7 +59,7 @@ fn open(
     data: &Path,
 ) -> anyhow::Result<Session> {
     let folder = Arc::new(SessionFolder::create(data, "speed")?);
-    let storage = Storage { folder, max_bytes: None };
+    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
     Ok(Session::open(Arc::clone(model), Arc::clone(encoder), config, &storage)?)
 }
 

@@ -103,6 +103,23 @@ pub enum SessionError {
         /// The session.
         session: String,
     },
+    /// A journal that is damaged in its middle: what was read after it cannot be read again.
+    #[error(
+        "session {session:?}: {} is damaged at byte {at}; {n_blocks} blocks of what was read after token {n_tokens} would be lost with it",
+        path.display()
+    )]
+    BrokenJournal {
+        /// The session.
+        session: String,
+        /// The journal.
+        path: std::path::PathBuf,
+        /// Where in it.
+        at: u64,
+        /// Tokens that can be read again.
+        n_tokens: u64,
+        /// Whole blocks of tokens behind them.
+        n_blocks: usize,
+    },
     /// A state of another version.
     #[error("{}: state of version {found}, this program reads {expected}: use a newer everstream", path.display())]
     StateVersion {

@@ -58,7 +58,9 @@ pub use generate::{GenerateOptions, Generated, StopReason};
 pub use recalling::REPAIR_TOKENS;
 pub use recorder::Origin;
 pub use sampler::{Sampler, SamplerConfig};
-pub use saved::{Geometry, Resumed, SAVE_TOKENS, Storage, log_forgotten, saved_geometry};
+pub use saved::{
+    Geometry, Resumed, SAVE_TOKENS, Storage, damaged_files, log_forgotten, saved_geometry,
+};
 pub use session::{Observer, Session, Timings, encode};
 
 pub use everstream_kernels as kernels;

@@ -32,7 +32,7 @@ fn config() -> SessionConfig {
 
 fn open(data: &Path) -> Session {
     let folder = Arc::new(SessionFolder::create(data, "test").unwrap());
-    let storage = Storage { folder, max_bytes: None };
+    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
     Session::open(tiny("llama"), Arc::new(HashEmbedder), config(), &storage).unwrap()
 }
 

@@ -18,7 +18,7 @@ use everstream_runtime::memory::{
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
 use everstream_runtime::{
     DocumentContext, GenerateOptions, Insertion, Origin, Policy, RecallConfig, Session,
-    SessionConfig, SessionError, Storage, log_forgotten, saved_geometry,
+    SessionConfig, SessionError, Storage, damaged_files, log_forgotten, saved_geometry,
 };
 use tempfile::TempDir;
 
@@ -27,8 +27,17 @@ fn try_open(
     config: SessionConfig,
     data: &Path,
 ) -> Result<Session, SessionError> {
+    open_accepting(false, model, config, data)
+}
+
+fn open_accepting(
+    accepts_loss: bool,
+    model: &Arc<Model>,
+    config: SessionConfig,
+    data: &Path,
+) -> Result<Session, SessionError> {
     let folder = Arc::new(SessionFolder::create(data, "test")?);
-    let storage = Storage { folder, max_bytes: None };
+    let storage = Storage { folder, max_bytes: None, accepts_loss };
     Session::open(Arc::clone(model), Arc::new(HashEmbedder), config, &storage)
 }
 
@@ -332,7 +341,7 @@ fn damage_to_a_state_costs_a_longer_replay() {
 }
 
 #[test]
-fn a_damaged_journal_ends_the_replay_and_the_stream_goes_on_from_there() {
+fn a_damaged_journal_is_refused_and_ends_the_replay_where_that_is_accepted() {
     let (model, config) = (tiny("llama"), small(Policy::Remember));
     let data = tempfile::tempdir().unwrap();
     let mut session = open(&model, &config, data.path());
@@ -343,18 +352,61 @@ fn a_damaged_journal_ends_the_replay_and_the_stream_goes_on_from_there() {
     drop(session);
     let journal = file_of(data.path(), "journal-", 0);
     let good = fs_err::read(&journal).unwrap();
+    let n_blocks = DiskStore::open(
+        Arc::new(SessionFolder::open(data.path(), "test").unwrap()),
+        DiskOptions::default(),
+    );
+    let n_blocks = n_blocks.unwrap().metas().len();
     for at in (0..good.len()).step_by(101) {
         let copy = copy(data.path());
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);
         fs_err::write(file_of(copy.path(), "journal-", 0), bad).unwrap();
-        let mut session = open(&model, &config, copy.path());
+        let folder = SessionFolder::open(copy.path(), "test").unwrap();
+        let damaged = damaged_files(&folder).unwrap();
+        drop(folder);
+        // The last record is short; it may be damaged so that it looks unfinished.
+        match try_open(&model, config.clone(), copy.path()) {
+            Err(SessionError::BrokenJournal { at: from, n_blocks: n_beyond, n_tokens, .. }) => {
+                assert!(from <= at as u64 && n_beyond <= n_blocks, "byte {at}");
+                assert!(n_beyond > 0 || n_tokens > 0);
+                assert_eq!(damaged.len(), 1, "byte {at}");
+            }
+            Err(error) => panic!("byte {at}: {error}"),
+            Ok(_) => assert!(at + 200 > good.len() && damaged.is_empty(), "byte {at}"),
+        }
+        let mut session = open_accepting(true, &model, config.clone(), copy.path()).unwrap();
         assert!(session.n_tokens() <= n_tokens);
+        let n_kept = session.memory().unwrap().metas().len();
+        assert!(n_kept + session.resumed().unwrap().n_dropped_blocks >= n_blocks, "byte {at}");
         let n_before = session.n_tokens();
         let ends = |s: &Session| s.memory().unwrap().metas().last().map_or(0, |m| m.range.end.0);
         assert!(ends(&session) <= n_before, "no block lies beyond the stream");
         run(&mut session, &Step::Ingest("Something else happened on that day.\n".repeat(40)));
         assert!(ends(&session) > n_before);
+    }
+}
+
+/// A state that is gone leaves its journal, which is read behind the one before it.
+#[test]
+fn a_state_that_is_gone_costs_a_longer_replay() {
+    let (model, config) = (tiny("llama"), small(Policy::Remember));
+    let data = tempfile::tempdir().unwrap();
+    let mut session = open(&model, &config, data.path());
+    run(&mut session, &Step::Ingest(story(1500)));
+    session.save().unwrap();
+    run(&mut session, &Step::Ingest(story(700)));
+    session.save().unwrap();
+    run(&mut session, &Step::Turn("Where is the compass?"));
+    let expected = seen(&mut session);
+    drop(session);
+    fs_err::remove_file(file_of(data.path(), "state-", 0)).unwrap();
+    for _ in 0..2 {
+        let mut session = open(&model, &config, data.path());
+        let found = seen(&mut session);
+        // A start cuts the blocks of a turn that has ended.
+        assert_eq!((found.n_tokens, found.logits), (expected.n_tokens, expected.logits));
+        assert!(found.blocks.starts_with(&expected.blocks));
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use everstream_eval::{Method, task};
+use everstream_eval::{Method, Reads, Task, task};
 use everstream_runtime::memory::Strategy;
 use everstream_runtime::{DocumentContext, SessionConfig};
 
@@ -133,6 +133,29 @@ impl RunArgs {
         self.reinsertion.apply(&mut config);
         config.document_context = self.ingest_context;
         config
+    }
+
+    /// Refuses what the task would not look at.
+    pub(crate) fn check(&self, task: &dyn Task) -> Result<(), String> {
+        let reads = task.reads();
+        let is_default = self.cache.context_limit == SessionConfig::default().max_tokens;
+        let asks_for_more = self.unanswerable && !["squad", "locomo"].contains(&task.name());
+        let unused = [
+            ("--data", self.data.is_some() && reads == Reads::Nothing),
+            ("--distractors", self.distractors.is_some() && reads != Reads::Items),
+            (
+                "--distance",
+                !self.distance.is_empty() && matches!(reads, Reads::Items | Reads::Streams),
+            ),
+            ("--unanswerable", asks_for_more),
+            ("--context-limit", !is_default),
+        ];
+        match unused.iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => {
+                Err(format!("{flag} has no meaning for {}: leave it out", task.name()))
+            }
+            None => Ok(()),
+        }
     }
 
     /// What is compared.

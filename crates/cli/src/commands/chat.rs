@@ -22,7 +22,7 @@ use anyhow::{Context, bail};
 use everstream_runtime::memory::{Embedder, Role};
 use everstream_runtime::model::Model;
 use everstream_runtime::{
-    Origin, Policy, Sampler, Session, SessionConfig, Storage, saved_geometry,
+    Origin, Policy, Sampler, Session, SessionConfig, SessionError, Storage, saved_geometry,
 };
 
 use crate::args::{ChatArgs, Common};
@@ -83,7 +83,14 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
         };
         ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")?;
     }
-    let session = open(model, encoder, config, args, storage, documents.is_empty())?;
+    let session = open(model, encoder, config, args, storage, documents.is_empty());
+    let session = session.map_err(|error| match error.downcast_ref() {
+        Some(SessionError::BrokenJournal { session, .. }) => anyhow::anyhow!(
+            "{error}: save their texts with `everstream memory export --session {session}`, then go on without \
+             them by --accept-loss"
+        ),
+        _ => error,
+    })?;
     let mut chat = Chat { args, session, stop, is_terminal, n_turns: 0, next_query: None };
     chat.welcome_back()?;
     let done = chat.ingest(&documents).and_then(|is_whole| {
@@ -191,6 +198,12 @@ impl Chat<'_> {
         }
         if resumed.n_lost_blocks > 0 {
             output::note(&format!("{} recalled blocks are damaged", resumed.n_lost_blocks));
+        }
+        if resumed.n_dropped_blocks > 0 {
+            output::note(&format!(
+                "{} blocks were forgotten: what they were of cannot be read again",
+                resumed.n_dropped_blocks
+            ));
         }
         if self.session.awaits_answer() {
             output::dim_note("the last answer was cut off; it stays as far as it came");

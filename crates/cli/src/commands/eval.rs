@@ -28,6 +28,7 @@ pub(crate) fn run(common: &Common, args: &EvalArgs) -> anyhow::Result<()> {
 /// Answers all questions of one task, and prints what came of it.
 pub(super) fn run_one(common: &Common, args: &RunArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let task = args.task.as_deref().and_then(task::by_name).context("an unknown task")?;
+    args.check(&*task).map_err(anyhow::Error::msg)?;
     let config = args.session();
     config.check()?;
     let methods = args.methods(&config);

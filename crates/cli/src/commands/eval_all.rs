@@ -23,6 +23,16 @@ pub(crate) fn run(common: &Common, args: &AllArgs) -> anyhow::Result<()> {
         if let Some(limit) = args.limit {
             run.limit = limit;
         }
+        // A long comparison should not find in its middle that a file is missing.
+        if let Some(path) =
+            run.data.as_ref().filter(|p| !p.to_string_lossy().starts_with("hf:") && !p.exists())
+        {
+            let path = path.display();
+            bail!(
+                "{}: run {name}: {path} does not exist: say where by --data",
+                args.file.display()
+            );
+        }
         run.out = Some(args.out.join(&name));
         runs.push((name, run));
     }
@@ -153,7 +163,7 @@ mod tests {
             ("[[run]]\ntask = \"squad\"\ncolour = \"red\"", "--colour"),
             ("[[run]]\ntask = \"squad\"\nwindow = \"red\"", "--window"),
             ("[[run]]\ntask = \"chess\"", "chess"),
-            ("[[run]]\ntask = \"report\"", "report"),
+            ("[[run]]\ntask = \"report\"", "required arguments"),
             ("[[run]]\ntask = \"squad\"\nwindow = { a = 1 }", "neither a text nor a number"),
         ] {
             let error = format!("{:#}", runs(text).unwrap_err());

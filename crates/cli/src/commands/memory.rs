@@ -14,7 +14,8 @@ use everstream_runtime::memory::{
     StoreError, VectorIndex,
 };
 use everstream_runtime::{
-    DocumentContext, Origin, Policy, Session, SessionConfig, Storage, log_forgotten, saved_geometry,
+    DocumentContext, Origin, Policy, Session, SessionConfig, Storage, damaged_files, log_forgotten,
+    saved_geometry,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -306,7 +307,7 @@ fn import(common: &Common, data: &Path, args: &ImportArgs) -> anyhow::Result<()>
     }
     let model = load::model(common, &args.model.model)?;
     let encoder = load::encoder(common, Policy::Remember)?.context("no sentence encoder")?;
-    let storage = Storage { folder, max_bytes: None };
+    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
     let mut session = Session::open(model, encoder, config, &storage)?;
     let bar = output::bar(texts.len() as u64, "{msg} {wide_bar} {pos}/{len} texts {eta}");
     for text in &texts {
@@ -353,11 +354,12 @@ fn remove(data: &Path, args: &RemoveArgs) -> anyhow::Result<()> {
 
 fn verify(data: &Path, args: &NamedSession) -> anyhow::Result<()> {
     let folder = Arc::new(SessionFolder::open(data, &args.session)?);
-    let store = DiskStore::open(folder, DiskOptions::default())?;
+    let store = DiskStore::open(Arc::clone(&folder), DiskOptions::default())?;
     let n_blocks = store.metas().len();
     let bar = output::bar(n_blocks as u64, "{msg} {wide_bar} {pos}/{len} blocks {eta}");
     let damage = store.verify(&mut |n| bar.set_position(n as u64))?;
     bar.finish_and_clear();
+    let files = damaged_files(&folder)?;
     let mut out = std::io::stdout().lock();
     for damage in &damage {
         let range = damage.tokens.as_ref().map(tokens);
@@ -370,17 +372,28 @@ fn verify(data: &Path, args: &NamedSession) -> anyhow::Result<()> {
             writeln!(out, "{damage}")?;
         } else {
             let range = range.unwrap_or("unknown".to_owned());
-            writeln!(
-                out,
-                "tokens {range}: {} in {path}, bytes {}..{}",
-                damage.what, bytes.start, bytes.end
-            )?;
+            let bytes = match bytes.is_empty() {
+                true => String::new(),
+                false => format!(", bytes {}..{}", bytes.start, bytes.end),
+            };
+            writeln!(out, "tokens {range}: {} in {path}{bytes}", damage.what)?;
         }
     }
-    if !damage.is_empty() {
-        bail!("{} of {n_blocks} blocks are damaged; all others can be recalled", damage.len());
+    for (path, what) in &files {
+        match args.json {
+            true => writeln!(out, "{}", json!({ "path": path, "what": what }))?,
+            false => writeln!(out, "{}: {what}", path.display())?,
+        }
     }
-    output::note(&format!("{n_blocks} blocks are whole"));
+    let n_damaged = damage.len() + files.len();
+    if args.json {
+        writeln!(out, "{}", json!({ "blocks": n_blocks, "damaged": n_damaged }))?;
+    }
+    match n_damaged {
+        0 => output::note(&format!("{n_blocks} blocks are whole, and so are states and journals")),
+        1 => bail!("one place is damaged; all other blocks can be recalled"),
+        _ => bail!("{n_damaged} places are damaged; all other blocks can be recalled"),
+    }
     Ok(())
 }
 

@@ -114,7 +114,7 @@ fn values_that_are_no_setting() {
         (&["generate", "--prompt", "x", "--stop", ""], "--stop"),
         (&["chat", "--policy", "all"], "use dense, window"),
         (&["chat", "--strategy", "best"], "use nearest, hybrid, fusion, attention, mmr"),
-        (&["eval", "sqad"], "use squad, triviaqa, stream-eval"),
+        (&["eval", "sqad"], "use ppl, squad, triviaqa"),
         (&["eval", "squad", "--policy", "gold"], "use evidence, closed-book, full"),
         (&["eval", "passkey", "--distance", "0"], "0 is not in 1..=10000000"),
     ] {
@@ -131,6 +131,11 @@ fn evaluations_that_cannot_be() {
     rig.fails(&["eval", "squad"], "this task reads a file: name it with --data");
     rig.fails(&["eval", "squad", "--data", "none.json"], "none.json");
     rig.fails(&["eval", "passkey", "--policy", "sink,sink"], "sink is asked for twice");
+    rig.fails(&["eval", "passkey", "--data", "x.json"], "--data has no meaning for passkey");
+    rig.fails(&["eval", "squad", "--distance", "9"], "--distance has no meaning for squad");
+    rig.fails(&["eval", "number", "--unanswerable"], "--unanswerable has no meaning for number");
+    rig.fails(&["eval", "report", "none"], "none");
+    rig.fails(&["eval", "all", "none.toml", "--out", "out"], "none.toml");
     rig.fails(&["eval", "passkey", "--limit", "1000"], "--limit: at most 800 for 2 distances");
 }
 

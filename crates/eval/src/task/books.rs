@@ -1,6 +1,6 @@
 //! Perplexity along a long text.
 
-use super::{Task, TaskOptions, Total};
+use super::{Reads, Task, TaskOptions, Total};
 use crate::data::records;
 use crate::rng::for_stream;
 use crate::{EvalError, Form, Question, Stream};
@@ -24,6 +24,10 @@ const N_GROUPS: usize = 10;
 impl Task for Ppl {
     fn name(&self) -> &'static str {
         "ppl"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Texts
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

@@ -1,6 +1,6 @@
 //! Facts in lines, and questions about lines long gone.
 
-use super::{Task, TaskOptions, contains};
+use super::{Reads, Task, TaskOptions, contains};
 use crate::rng::{Rng, for_stream};
 use crate::{EvalError, Form, Question, Stream};
 
@@ -42,6 +42,10 @@ acorn anchor apple arrow badge bakery barn barrel basket beacon bell bench boat 
 impl Task for StreamEval {
     fn name(&self) -> &'static str {
         "stream-eval"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Nothing
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::meetings::up_to;
-use super::{Task, TaskOptions};
+use super::{Reads, Task, TaskOptions};
 use crate::data::{Record, records};
 use crate::metrics::{Normalisation, exact_match, f1, f1_of_lists};
 use crate::rng::for_stream;
@@ -29,6 +29,10 @@ const CATEGORIES: [&str; 6] =
 impl Task for LoCoMo {
     fn name(&self) -> &'static str {
         "locomo"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Streams
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

@@ -1,7 +1,7 @@
 //! LongEval: a number from a long list of lines, or the first of many subjects that were discussed.
 
 use super::meetings::up_to;
-use super::{Task, TaskOptions, contains};
+use super::{Reads, Task, TaskOptions, contains};
 use crate::data::{Record, records};
 use crate::rng::for_stream;
 use crate::{EvalError, Form, Question, Stream};
@@ -19,6 +19,10 @@ const ENDS: [&str; 2] = ["Now the record is over.", "Now the record ends."];
 impl Task for LongEval {
     fn name(&self) -> &'static str {
         "longeval"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Streams
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

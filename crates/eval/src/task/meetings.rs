@@ -1,6 +1,6 @@
 //! QMSum: long meetings, and questions that are answered by a summary of a part of one.
 
-use super::{Task, TaskOptions, rouge_scores};
+use super::{Reads, Task, TaskOptions, rouge_scores};
 use crate::data::{Record, records};
 use crate::rng::for_stream;
 use crate::{EvalError, Form, Question, Stream};
@@ -16,6 +16,10 @@ pub(super) struct QmSum;
 impl Task for QmSum {
     fn name(&self) -> &'static str {
         "qmsum"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Streams
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

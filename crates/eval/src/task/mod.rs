@@ -135,10 +135,26 @@ struct Draw {
     what: &'static str,
 }
 
+/// What makes a task's streams longer or shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// A file of items, of which some are distractors.
+    Items,
+    /// A file of streams.
+    Streams,
+    /// A file of long texts, read as far as the distance says.
+    Texts,
+    /// No file: distances.
+    Nothing,
+}
+
 /// Makes streams and scores answers.
 pub trait Task: Send + Sync {
     /// The name on the command line and in results.
     fn name(&self) -> &'static str;
+
+    /// What of [`TaskOptions`] it reads, besides limit and seed.
+    fn reads(&self) -> Reads;
 
     /// The streams; the same options give the same streams.
     ///

@@ -1,6 +1,6 @@
 //! Something small, hidden in much that is not asked for.
 
-use super::{Task, TaskOptions, share_contained};
+use super::{Reads, Task, TaskOptions, share_contained};
 use crate::rng::{Rng, for_stream};
 use crate::{EvalError, Form, Question, Stream};
 
@@ -45,6 +45,10 @@ const FILLER: &str =
 impl Task for Needle {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Nothing
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

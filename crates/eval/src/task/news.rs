@@ -1,6 +1,6 @@
 //! Multi-News: articles about one event, and the summary that an editor wrote of them.
 
-use super::{Draw, Task, TaskOptions, rouge_scores};
+use super::{Draw, Reads, Task, TaskOptions, rouge_scores};
 use crate::data::records;
 use crate::{EvalError, Form, Question, Stream};
 
@@ -27,6 +27,10 @@ struct Item {
 impl Task for MultiNews {
     fn name(&self) -> &'static str {
         "multi-news"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Items
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

@@ -1,6 +1,6 @@
 //! SQuAD v2.0: questions about paragraphs of Wikipedia.
 
-use super::{Draw, Task, TaskOptions, Total, best_match};
+use super::{Draw, Reads, Task, TaskOptions, Total, best_match};
 use crate::data::{Record, records};
 use crate::metrics::Normalisation;
 use crate::{EvalError, Form, Question, Stream};
@@ -24,6 +24,10 @@ struct Paragraph {
 impl Task for Squad {
     fn name(&self) -> &'static str {
         "squad"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Items
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

@@ -1,6 +1,6 @@
 //! Stories that go on: what happens next, after much else was read.
 
-use super::{Draw, Task, TaskOptions, Total};
+use super::{Draw, Reads, Task, TaskOptions, Total};
 use crate::data::records;
 use crate::{EvalError, Form, Question, Stream};
 
@@ -40,6 +40,10 @@ struct Story {
 impl Task for Stories {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Items
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Draw, Task, TaskOptions, best_match};
+use super::{Draw, Reads, Task, TaskOptions, best_match};
 use crate::data::{Record, records};
 use crate::metrics::Normalisation;
 use crate::{EvalError, Form, Question, Stream};
@@ -30,6 +30,10 @@ struct Item {
 impl Task for TriviaQa {
     fn name(&self) -> &'static str {
         "triviaqa"
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::Items
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {

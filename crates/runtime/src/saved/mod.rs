@@ -45,6 +45,8 @@ pub struct Storage {
     pub folder: Arc<SessionFolder>,
     /// Bytes of stored blocks at most; beyond them the oldest are dropped.
     pub max_bytes: Option<u64>,
+    /// Whether to go on without what was read after a damage to a journal; otherwise that is refused.
+    pub accepts_loss: bool,
 }
 
 /// How a session came back.
@@ -56,6 +58,8 @@ pub struct Resumed {
     pub n_lost_blocks: usize,
     /// Whether the newest state was damaged and an older one was used.
     pub is_older_state: bool,
+    /// Stored blocks of tokens that nothing could read again, and that were forgotten.
+    pub n_dropped_blocks: usize,
 }
 
 /// The files of a session, without its blocks.
@@ -79,12 +83,12 @@ impl Saved {
         state::write(&state_path(&self.folder, next), header, state)?;
         let kept = std::mem::replace(&mut self.whole, next);
         (self.generation, self.journal) = (next, journal);
-        for old in generations(&self.folder)? {
-            if old < kept {
-                for path in [state_path(&self.folder, old), journal_path(&self.folder, old)] {
-                    if path.exists() {
-                        fs_err::remove_file(path)?;
-                    }
+        let journals = numbers(&self.folder, "journal-", journal_path)?;
+        for old in generations(&self.folder)?.into_iter().chain(journals).filter(|&old| old < kept)
+        {
+            for path in [state_path(&self.folder, old), journal_path(&self.folder, old)] {
+                if path.exists() {
+                    fs_err::remove_file(path)?;
                 }
             }
         }
@@ -116,16 +120,48 @@ pub fn log_forgotten(folder: &SessionFolder, range: &Range<TokenPos>) -> Result<
 
 /// Numbers of the states, oldest first.
 fn generations(folder: &SessionFolder) -> Result<Vec<u64>, SessionError> {
+    numbers(folder, "state-", state_path)
+}
+
+/// The numbers of files that are called so, in their order.
+fn numbers(
+    folder: &SessionFolder,
+    prefix: &str,
+    path: fn(&SessionFolder, u64) -> PathBuf,
+) -> Result<Vec<u64>, SessionError> {
     let mut found = Vec::new();
     for entry in fs_err::read_dir(folder.path())? {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("state-"));
+        let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
         let number = number.and_then(|number| number.parse::<u64>().ok());
         // Other spellings of a number are other files, and not ours.
-        found.extend(number.filter(|&n| state_path(folder, n).file_name() == Some(&name)));
+        found.extend(number.filter(|&n| path(folder, n).file_name() == Some(&name)));
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// What is damaged of a session besides its blocks: states and journals, each with what is wrong.
+///
+/// # Errors
+///
+/// [`SessionError::StateVersion`], [`SessionError::File`].
+pub fn damaged_files(folder: &SessionFolder) -> Result<Vec<(PathBuf, String)>, SessionError> {
+    let mut damaged = Vec::new();
+    for generation in generations(folder)? {
+        let path = state_path(folder, generation);
+        if state::read(&path)?.is_none_or(|(header, state)| !is_sound(&header, &state)) {
+            damaged.push((path, "a damaged state".to_owned()));
+        }
+    }
+    for generation in numbers(folder, "journal-", journal_path)? {
+        let path = journal_path(folder, generation);
+        let read = Journal::read(&path)?;
+        if !read.is_whole {
+            damaged.push((path, format!("a damaged journal, from byte {} on", read.len)));
+        }
+    }
+    Ok(damaged)
 }
 
 /// The settings of the session in `folder` that cannot change; `None` for a new one.
@@ -160,7 +196,6 @@ impl Session {
         if config.policy != Policy::Remember {
             return Err(SessionError::NotSaved { policy: config.policy });
         }
-        // Blocks are named after the folder that they lie in.
         let config = SessionConfig { name: storage.folder.name().to_owned(), ..config };
         let footprint = config.footprint(model.config())?;
         footprint.check_room()?;
@@ -197,11 +232,25 @@ impl Session {
         // Where a power failure or damage cut the journal short, blocks may lie in the store of
         // tokens that it lacks, or that end elsewhere. They are written again.
         let mut end = TokenPos(found.n_tokens_after_replay());
+        let mut n_dropped = 0;
         let mut session = loop {
             let mut store = open_store()?;
+            let n_beyond = store.metas().iter().filter(|meta| meta.range.end > end).count();
+            if let Some((path, at)) = found.broken.as_ref().filter(|_| !storage.accepts_loss) {
+                return Err(SessionError::BrokenJournal {
+                    session: config.name,
+                    path: path.clone(),
+                    at: *at,
+                    n_tokens: end.0,
+                    n_blocks: n_beyond,
+                });
+            }
             store.truncate(end)?;
+            n_dropped += n_beyond;
+            // Blocks are named after the folder that they were first stored in.
+            let config = SessionConfig { name: store.session().to_owned(), ..config.clone() };
             let (model, embedder) = (Arc::clone(&model), Arc::clone(&embedder));
-            let mut session = Self::with_store(model, embedder, config.clone(), Box::new(store))?;
+            let mut session = Self::with_store(model, embedder, config, Box::new(store))?;
             match session.resume(&found) {
                 Ok(()) => match session.first_surplus_block() {
                     None => break session,
@@ -214,6 +263,9 @@ impl Session {
                 Err(error) => return Err(error),
             }
         };
+        if let Some(resumed) = &mut session.resumed {
+            resumed.n_dropped_blocks = n_dropped;
+        }
         session.begin_saving(storage, maker, Some(&found))?;
         Ok(session)
     }
@@ -343,7 +395,7 @@ impl Session {
         let (generation, whole) = found.map_or((0, 0), |found| (found.newest, found.generation));
         // Nothing happened since the newest state: it need not be written again.
         let path = journal_path(&folder, generation);
-        let is_saved = found.is_some_and(|found| !found.is_older)
+        let is_saved = found.is_some_and(|found| found.generation == found.newest)
             && path.exists()
             && fs_err::metadata(&path)?.len() == 0;
         let path = if is_saved { path } else { journal_path(&folder, generation + 1) };
@@ -467,8 +519,10 @@ struct FoundState {
     is_older: bool,
     /// Its number.
     generation: u64,
-    /// Number of the newest state, whole or not.
+    /// Number of the newest state or journal, whole or not.
     newest: u64,
+    /// The journal that cannot be read to its end, and where it is damaged; `events` end there.
+    broken: Option<(PathBuf, u64)>,
 }
 
 impl FoundState {
@@ -484,27 +538,37 @@ impl FoundState {
 /// `None` for a session that was never saved.
 fn find(folder: &SessionFolder) -> Result<Option<FoundState>, SessionError> {
     let generations = generations(folder)?;
-    let Some(&newest) = generations.last() else { return Ok(None) };
+    let Some(&newest_state) = generations.last() else { return Ok(None) };
+    // A state that is gone leaves its journal.
+    let journals = numbers(folder, "journal-", journal_path)?;
+    let newest = journals.last().map_or(newest_state, |&newest| newest.max(newest_state));
     for &generation in generations.iter().rev() {
         let read = state::read(&state_path(folder, generation))?;
-        let is_sound = |(header, state): &(Header, State)| {
-            let next = state.timeline.next;
-            let first = TokenPos(header.geometry.n_sink as u64);
-            header.n_tokens == next.0 && state.first_open <= next.max(first)
-        };
-        if let Some((header, state)) = read.filter(is_sound) {
-            let mut events = Vec::new();
-            for later in generation..=newest {
+        if let Some((header, state)) = read.filter(|(header, state)| is_sound(header, state)) {
+            let (mut events, mut broken) = (Vec::new(), None);
+            for &later in journals.iter().filter(|&&later| later >= generation) {
                 let path = journal_path(folder, later);
-                if path.exists() {
-                    events.extend(Journal::read(&path)?);
+                let read = Journal::read(&path)?;
+                events.extend(read.events);
+                if !read.is_whole {
+                    // What comes later belongs to another stream than this one would be.
+                    broken = Some((path, read.len));
+                    break;
                 }
             }
-            let is_older = generation != newest;
-            return Ok(Some(FoundState { header, state, events, is_older, generation, newest }));
+            let is_older = generation != newest_state;
+            let found = FoundState { header, state, events, is_older, generation, newest, broken };
+            return Ok(Some(found));
         }
     }
     Err(SessionError::LostState { session: folder.name().to_owned() })
+}
+
+/// Whether a state can be gone on from.
+fn is_sound(header: &Header, state: &State) -> bool {
+    let next = state.timeline.next;
+    let first = TokenPos(header.geometry.n_sink as u64);
+    header.n_tokens == next.0 && state.first_open <= next.max(first)
 }
 
 impl Origin {

@@ -27,8 +27,10 @@ const BLOCK: u8 = 2;
 const EMBEDDING: u8 = 3;
 /// Up to where a segment is catalogued.
 const SEGMENT: u8 = 4;
-/// A block that is gone.
+/// A block that is gone because it was to go.
 const REMOVED: u8 = 5;
+/// A block that is gone and was not to go.
+const LOST: u8 = 6;
 
 const FORMAT: u32 = 1;
 /// Bytes of records that no longer count, before the catalogue is written anew.
@@ -45,6 +47,8 @@ pub(super) struct Changes {
     pub(super) embeddings: BTreeMap<u64, (BlockId, Vec<f32>)>,
     /// Number, generation, and bytes that are catalogued.
     pub(super) segments: Vec<(u32, u64, u64)>,
+    /// First token of blocks that were not found, and the one behind the last.
+    pub(super) lost: BTreeMap<u64, u64>,
 }
 
 impl Changes {
@@ -53,6 +57,7 @@ impl Changes {
             && self.blocks.is_empty()
             && self.embeddings.is_empty()
             && self.segments.is_empty()
+            && self.lost.is_empty()
     }
 }
 
@@ -63,6 +68,8 @@ pub(super) struct Known {
     pub(super) blocks: BTreeMap<u64, (BlockMeta, Place)>,
     /// Generation and catalogued bytes of each segment.
     pub(super) segments: BTreeMap<u32, (u64, u64)>,
+    /// As [`Changes::lost`].
+    pub(super) lost: BTreeMap<u64, u64>,
 }
 
 /// Where an embedding lies in the file.
@@ -139,6 +146,7 @@ impl Catalog {
             head.u64(start);
             record::encode(REMOVED, &head.0, &[], &mut bytes);
         }
+        encode_lost(&changes.lost, &mut bytes);
         for (place, summary) in changes.blocks.values() {
             record::encode(BLOCK, &encode_block(place, summary), &[], &mut bytes);
         }
@@ -193,6 +201,7 @@ impl Catalog {
         head.u32(FORMAT);
         head.bytes(self.encoder.as_bytes());
         record::encode(ABOUT, &head.0, &[], &mut bytes);
+        encode_lost(&known.lost, &mut bytes);
         for (meta, place) in known.blocks.values() {
             let summary = place.summary(meta);
             record::encode(BLOCK, &encode_block(place, &summary), &[], &mut bytes);
@@ -251,7 +260,14 @@ impl Reading {
             ABOUT => {}
             BLOCK => {
                 let (place, summary) = decode_block(head)?;
+                self.known.lost.remove(&place.start);
                 self.known.blocks.insert(place.start, (summary.meta, place));
+            }
+            LOST => {
+                let mut from = Decoder(head);
+                let (start, end) = (from.u64()?, from.u64()?);
+                from.end()?;
+                self.known.lost.insert(start, end);
             }
             EMBEDDING => {
                 let (start, id, _) = decode_embedding(head)?;
@@ -269,6 +285,15 @@ impl Reading {
             _ => return None,
         }
         Some(())
+    }
+}
+
+fn encode_lost(lost: &BTreeMap<u64, u64>, bytes: &mut Vec<u8>) {
+    for (&start, &end) in lost {
+        let mut head = Encoder::default();
+        head.u64(start);
+        head.u64(end);
+        record::encode(LOST, &head.0, &[], bytes);
     }
 }
 

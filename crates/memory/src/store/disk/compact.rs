@@ -5,7 +5,7 @@ use std::path::Path;
 use fs_err::File;
 
 use super::segment::{self, Header};
-use super::{DiskOptions, DiskStore, StoreError, lock};
+use super::{Damage, DiskOptions, DiskStore, StoreError, lock};
 use crate::record::{self, Found};
 use crate::store::BlockStore;
 
@@ -47,6 +47,8 @@ impl DiskStore {
         let mut store = Self::open(folder, options)?;
         store.sync()?;
         store.rewrite_catalog()?;
+        // The catalogue of before knew what was damaged, and that is now gone on purpose.
+        store.damage.retain(|damage| damage.what != Damage::GONE);
         compacted.bytes_after = store.segment_bytes();
         Ok((store, compacted))
     }
@@ -80,7 +82,7 @@ impl DiskStore {
         }
         let generation = self.segments.get(&number).map_or(0, |segment| segment.0) + 1;
         let maker = self.maker.clone().unwrap_or_default();
-        let header = header.unwrap_or(Header::new(self.folder.name(), maker, generation));
+        let header = header.unwrap_or(Header::new(self.session(), maker, generation));
         let mut bytes = Header { generation, ..header }.record();
         bytes.extend_from_slice(&live);
         lock(&self.shared.files).remove(&number);

@@ -101,6 +101,9 @@ pub struct Damage {
 impl Damage {
     /// The process ended while the record was written, so nobody was told that it is stored.
     pub const TORN: &'static str = "a record that was not finished";
+    /// The catalogue knows blocks that are in no segment: a file was cut off or taken away. They are named until
+    /// the store is [compacted](DiskStore::compact).
+    pub const GONE: &'static str = "blocks that are gone";
 }
 
 /// Where a block lies.
@@ -199,6 +202,9 @@ impl DiskStore {
             Catalog::open(&folder.path().join("catalog"), options.encoder.as_deref())?;
         let opening = Opening::new(&blocks, known)?;
         let made = opening.header.as_ref().map(|header| &header.maker);
+        // Blocks are named after the session, whatever its folder is called by now.
+        let session = opening.header.as_ref().map_or(folder.name(), |header| &*header.session);
+        let session: Arc<str> = Arc::from(session);
         if let (Some(made), Some(maker)) = (made, &options.maker)
             && let Some(difference) = maker.difference(made)
         {
@@ -225,7 +231,7 @@ impl DiskStore {
         }
         let (metas, places) = opening.blocks.into_values().unzip();
         let shared = Shared {
-            session: Arc::from(folder.name()),
+            session,
             folder: blocks,
             catalog: Mutex::new(catalog),
             fresh: Mutex::new(opening.changes),
@@ -255,6 +261,12 @@ impl DiskStore {
     #[must_use]
     pub fn folder(&self) -> &Arc<SessionFolder> {
         &self.folder
+    }
+
+    /// The name that the blocks are made with: the one that the session's folder had when it began.
+    #[must_use]
+    pub fn session(&self) -> &str {
+        &self.shared.session
     }
 
     /// What made the keys and values, once anything is stored or the options said it.
@@ -321,6 +333,7 @@ impl DiskStore {
                 Ok(())
             })?;
         }
+        damage.extend(self.damage.iter().filter(|d| d.what == Damage::GONE).cloned());
         Ok(damage)
     }
 
@@ -362,7 +375,7 @@ impl DiskStore {
     fn append_record(&mut self) -> Result<(u32, u64), StoreError> {
         let is_full = |w: &Writer| w.len() + self.record.len() as u64 > self.options.segment_bytes;
         if self.writer.as_ref().is_none_or(is_full) {
-            let session = self.folder.name();
+            let session = self.session();
             let maker = self.maker.clone();
             let maker = maker.ok_or_else(|| StoreError::NoMaker { session: session.to_owned() })?;
             let number = self.segments.last_key_value().map_or(1, |(number, _)| number + 1);
@@ -388,7 +401,6 @@ impl DiskStore {
             && self.segments.len() > 1
             && let Some((&number, _)) = self.segments.first_key_value()
         {
-            fs_err::remove_file(segment::path(&self.shared.folder, number))?;
             self.segments.remove(&number);
             let mut fresh = lock(&self.shared.fresh);
             for (meta, place) in self.metas.iter_mut().zip(self.places.iter()) {
@@ -402,6 +414,9 @@ impl DiskStore {
             }
             fresh.segments.retain(|segment| segment.0 != number);
             drop(fresh);
+            // First the catalogue: what it knows and cannot find was lost.
+            self.commit_catalog()?;
+            fs_err::remove_file(segment::path(&self.shared.folder, number))?;
             lock(&self.shared.files).remove(&number);
         }
         Ok(())
@@ -412,7 +427,8 @@ impl DiskStore {
         self.commit_catalog()?;
         let held = self.metas.iter().zip(self.places.iter()).filter(|(m, _)| !m.is_forgotten);
         let blocks = held.map(|(meta, place)| (place.start, (meta.clone(), *place))).collect();
-        let known = catalog::Known { blocks, segments: self.segments.clone() };
+        let lost = BTreeMap::new();
+        let known = catalog::Known { blocks, segments: self.segments.clone(), lost };
         lock(&self.shared.catalog).rewrite(&known)
     }
 

@@ -40,12 +40,13 @@ pub(super) struct Opening {
     /// What the catalogue does not know yet.
     pub(super) changes: Changes,
     /// Blocks of segments that must be read again, until they are found there.
-    stale: BTreeMap<u64, BlockId>,
+    stale: BTreeMap<u64, (BlockId, Range<TokenPos>)>,
 }
 
 impl Opening {
     pub(super) fn new(folder: &Path, known: Known) -> Result<Self, StoreError> {
         let mut opening = Self { blocks: known.blocks, ..Self::default() };
+        let mut lost = known.lost;
         let mut found = Vec::new();
         for number in segment::list(folder)? {
             found.push(FoundSegment::open(folder, number, &known.segments)?);
@@ -60,6 +61,15 @@ impl Opening {
         }
         opening.drop_overlaps(folder);
         opening.changes.removed.extend(opening.stale.keys());
+        // What is catalogued and nowhere: a segment was cut off, or is gone.
+        for (_, tokens) in std::mem::take(&mut opening.stale).into_values() {
+            let is_inside = |of: &Range<TokenPos>| of.start <= tokens.start && tokens.end <= of.end;
+            if !opening.damage.iter().filter_map(|d| d.tokens.as_ref()).any(is_inside) {
+                opening.changes.lost.insert(tokens.start.0, tokens.end.0);
+                lost.insert(tokens.start.0, tokens.end.0);
+            }
+        }
+        opening.add_lost(folder, lost);
         Ok(opening)
     }
 
@@ -96,13 +106,35 @@ impl Opening {
         Ok(())
     }
 
+    /// Names the tokens of blocks that are gone, as far as they were not stored again.
+    fn add_lost(&mut self, folder: &Path, lost: BTreeMap<u64, u64>) {
+        let mut ranges: Vec<Range<TokenPos>> = Vec::new();
+        for (start, end) in lost {
+            let is_there = |(meta, _): &(BlockMeta, Place)| meta.range.end.0 > start;
+            if self.blocks.range(..end).next_back().is_some_and(|(_, block)| is_there(block)) {
+                continue;
+            }
+            match ranges.last_mut().filter(|last| last.end.0 == start) {
+                Some(last) => last.end = TokenPos(end),
+                None => ranges.push(TokenPos(start)..TokenPos(end)),
+            }
+        }
+        self.damage.extend(ranges.into_iter().map(|tokens| Damage {
+            path: folder.to_owned(),
+            bytes: 0..0,
+            tokens: Some(tokens),
+            what: Damage::GONE,
+        }));
+    }
+
     /// Sets blocks aside until they are found in their segments.
     fn set_stale(&mut self, is_stale: impl Fn(&Place) -> bool) {
         let (stale, blocks) = std::mem::take(&mut self.blocks)
             .into_iter()
             .partition::<BTreeMap<_, _>, _>(|(_, (_, place))| is_stale(place));
         self.blocks = blocks;
-        self.stale = stale.into_iter().map(|(start, (meta, _))| (start, meta.id)).collect();
+        self.stale =
+            stale.into_iter().map(|(start, (meta, _))| (start, (meta.id, meta.range))).collect();
     }
 
     fn forget(&mut self, start: u64) {
@@ -151,9 +183,12 @@ impl Scan<'_> {
                 None => self.damaged(range, "a block of another format"),
             },
             segment::FORGET => {
-                if let Some((start, id)) = segment::decode_forget(&bytes)
-                    && self.opening.blocks.get(&start).is_some_and(|b| b.0.id.0 == id)
-                {
+                let Some((start, id)) = segment::decode_forget(&bytes) else { return };
+                if self.opening.stale.get(&start).is_some_and(|(stale, _)| stale.0 == id) {
+                    self.opening.stale.remove(&start);
+                    self.opening.changes.removed.push(start);
+                }
+                if self.opening.blocks.get(&start).is_some_and(|b| b.0.id.0 == id) {
                     self.opening.forget(start);
                 }
             }
@@ -174,7 +209,7 @@ impl Scan<'_> {
             damage.tokens = last_end.filter(|last| *last < start).map(|last| last..start);
         }
         // The block of before keeps its embedding.
-        if self.opening.stale.get(&start.0) == Some(&meta.id) {
+        if self.opening.stale.get(&start.0).is_some_and(|(id, _)| *id == meta.id) {
             self.opening.stale.remove(&start.0);
         }
         self.opening.changes.blocks.insert(start.0, (place, summary));

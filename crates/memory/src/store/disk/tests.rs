@@ -211,7 +211,11 @@ fn a_segment_may_end_anywhere() {
             let store = open(copy.path());
             assert_eq!(starts(&store), [&found[..], &[end]].concat());
             assert!(holds(&store, end..end + 20));
-            assert_eq!(store.damage(), [], "cut at {cut}");
+            // What the catalogue knew of is named; without one nobody knows.
+            let n_lost = whole.len() - found.len();
+            let is_named = store.damage().iter().any(|damage| damage.what == Damage::GONE);
+            assert_eq!(is_named, from == data.path() && n_lost > 2, "cut at {cut}");
+            assert_eq!(store.damage().len(), usize::from(is_named));
         }
     }
 }
@@ -352,6 +356,45 @@ fn compacting_takes_damage_off_the_disk() {
     let (store, _) = store.compact().unwrap();
     assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
     assert_eq!(missing(&store, &ranges(9)), [lost]);
+}
+
+/// A segment that was cut off or taken away is told from one that never was.
+#[test]
+fn blocks_that_are_gone_are_named_until_the_store_is_compacted() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 9));
+    let files = segment_files(data.path());
+    assert!(files.len() > 2);
+    let first = open(data.path()).places.iter().filter(|place| place.segment == 1).count();
+    fs_err::remove_file(&files[0]).unwrap();
+    let lost = TokenPos(4)..TokenPos(4 + 16 * first as u64);
+    for _ in 0..2 {
+        let store = open(data.path());
+        assert_eq!(starts(&store).len(), 9 - first);
+        let damage = store.verify(&mut |_| {}).unwrap();
+        assert_eq!(damage, store.damage());
+        assert_eq!((damage.len(), damage[0].what), (1, Damage::GONE));
+        assert_eq!(damage[0].tokens, Some(lost.clone()));
+    }
+    let (store, _) = open(data.path()).compact().unwrap();
+    drop(store);
+    assert_eq!(open(data.path()).verify(&mut |_| {}).unwrap(), []);
+}
+
+#[test]
+fn a_session_may_be_called_otherwise() {
+    let data = tempfile::tempdir().unwrap();
+    drop(filled(data.path(), 5));
+    let folder = SessionFolder::path_of(data.path(), "test");
+    fs_err::rename(&folder, folder.with_file_name("other")).unwrap();
+    let folder = Arc::new(SessionFolder::open(data.path(), "other").unwrap());
+    let mut store = DiskStore::open(folder, options()).unwrap();
+    assert_eq!((store.session(), store.folder().name()), ("test", "other"));
+    assert!(missing(&store, &ranges(5)).is_empty());
+    store.append(block(84..100)).unwrap();
+    assert!(holds(&store, 84..100));
+    let (store, _) = store.compact().unwrap();
+    assert_eq!((missing(&store, &ranges(6)), store.damage()), (Vec::new(), &[][..]));
 }
 
 #[test]
