@@ -40,6 +40,11 @@ pub struct Found {
     pub distance: f32,
 }
 
+/// A part of a block with fewer tokens says nothing; it comes last, whatever the block's distance.
+const SCRAP_TOKENS: usize = 8;
+/// So many more blocks are looked for than asked for: the window begins and ends inside of one each.
+const N_SCRAPS: usize = 2;
+
 /// The memory of one session.
 #[derive(Debug)]
 pub struct Memory {
@@ -467,8 +472,21 @@ impl Memory {
             block: &|id| self.block_by_id(id).ok(),
         };
         let mut hits = Vec::new();
-        self.config.strategy.rank(&query, request.max_blocks, &mut hits)?;
+        self.config.strategy.rank(&query, request.max_blocks + N_SCRAPS, &mut hits)?;
+        let (mut hits, scraps): (Vec<Hit>, _) =
+            hits.into_iter().partition(|hit| !self.is_scrap(request, hit.id));
+        hits.extend::<Vec<Hit>>(scraps);
         Ok(hits)
+    }
+
+    /// Whether hardly anything of a block may be recalled: it was found for what is seen anyway.
+    fn is_scrap(&self, request: &RecallRequest<'_>, id: BlockId) -> bool {
+        let Some(meta) = self.order.get(&id).and_then(|&order| self.store.metas().get(order))
+        else {
+            return false;
+        };
+        let part = request.part_of(meta).map_or(0, |part| range_len(&part));
+        part < SCRAP_TOKENS && part < meta.n_tokens()
     }
 
     /// Indexes the words of blocks that are new since the last time.

@@ -636,23 +636,43 @@ fn naive(all: &[(Range<u64>, String)], request: &RecallRequest<'_>) -> Vec<(u64,
         index.search(&embed(request.query), 1, &|_| true, &mut hits).unwrap();
         hits[0].distance
     };
-    let mut near: Vec<(f32, u64, u64)> = all
+    let mut near: Vec<(f32, u64, u64, bool)> = all
         .iter()
         .filter_map(|(range, text)| {
             let block = Block::new(Arc::from("test"), new_block(range.clone(), text)).unwrap();
             let part = request.part_of(&BlockMeta::from(&block))?;
-            Some((distance(text), part.start.0, part.end.0))
+            let n_tokens = part.end.0 - part.start.0;
+            let is_scrap = n_tokens < 8 && n_tokens < range.end - range.start;
+            Some((distance(text), part.start.0, part.end.0, is_scrap))
         })
         .collect();
     near.sort_by(|a, b| a.0.total_cmp(&b.0));
+    near.truncate(request.max_blocks + 2);
+    near.sort_by_key(|(.., is_scrap)| *is_scrap);
     near.truncate(request.max_blocks);
     let mut left = request.max_tokens as u64;
-    near.retain(|(_, start, end)| {
+    near.retain(|(_, start, end, _)| {
         let fits = end - start <= left;
         left -= if fits { end - start } else { 0 };
         fits
     });
-    near.into_iter().map(|(_, start, end)| (start, end)).collect()
+    near.into_iter().map(|(_, start, end, _)| (start, end)).collect()
+}
+
+/// A block that was found for what the window shows of it does not take the place of another one.
+#[test]
+fn a_scrap_does_not_take_the_place_of_a_block() {
+    let mut memory = filled();
+    let query = "The harbour master counts the boats";
+    let best = |memory: &mut Memory, evicted_end| {
+        let request = RecallRequest { max_blocks: 1, ..request(query, evicted_end) };
+        parts(&memory.recall(&request).unwrap())
+    };
+    let [(start, end)] = best(&mut memory, 900)[..] else { panic!("one block") };
+    let [other] = best(&mut memory, start + 7)[..] else { panic!("one block") };
+    assert!(other.1 <= start, "{other:?}");
+    assert_eq!(best(&mut memory, start + 8), [(start, start + 8)]);
+    assert!(end > start + 8);
 }
 
 /// Words are indexed when they are first needed, and for each branch by itself once it remembers.
