@@ -120,6 +120,14 @@ pub enum SessionError {
         /// Whole blocks of tokens behind them.
         n_blocks: usize,
     },
+    /// A damaged journal, which nothing can be written behind.
+    #[error("{} is damaged at byte {at}: nothing can be written behind that", path.display())]
+    DamagedJournal {
+        /// The journal.
+        path: std::path::PathBuf,
+        /// Where in it.
+        at: u64,
+    },
     /// A state of another version.
     #[error("{}: state of version {found}, this program reads {expected}: use a newer everstream", path.display())]
     StateVersion {

@@ -391,6 +391,10 @@ fn verify(data: &Path, args: &NamedSession) -> anyhow::Result<()> {
     }
     match n_damaged {
         0 => output::note(&format!("{n_blocks} blocks are whole, and so are states and journals")),
+        _ if !files.is_empty() => bail!(
+            "{n_damaged} places are damaged, states or journals among them: `chat` says whether that costs \
+             anything, and `memory export` saves the texts before"
+        ),
         1 => bail!("one place is damaged; all other blocks can be recalled"),
         _ => bail!("{n_damaged} places are damaged; all other blocks can be recalled"),
     }

@@ -472,7 +472,11 @@ impl Memory {
             block: &|id| self.block_by_id(id).ok(),
         };
         let mut hits = Vec::new();
-        self.config.strategy.rank(&query, request.max_blocks + N_SCRAPS, &mut hits)?;
+        self.config.strategy.rank(
+            &query,
+            request.max_blocks.saturating_add(N_SCRAPS),
+            &mut hits,
+        )?;
         let (mut hits, scraps): (Vec<Hit>, _) =
             hits.into_iter().partition(|hit| !self.is_scrap(request, hit.id));
         hits.extend::<Vec<Hit>>(scraps);

@@ -310,10 +310,12 @@ pub(crate) struct Events {
     pub(crate) len: u64,
     /// Whether all is read but what the end of a process left at the file's end.
     pub(crate) is_whole: bool,
+    /// Whether whole events come behind a damage.
+    pub(crate) has_more: bool,
 }
 
 fn whole_events(path: &Path) -> Result<Events, SessionError> {
-    let (mut events, mut len, mut is_whole) = (Vec::new(), 0, true);
+    let (mut events, mut len, mut is_whole, mut has_more) = (Vec::new(), 0, true, false);
     record::scan::<io::Error>(&File::open(path)?, 0, &mut |found| {
         let event = match &found {
             Found::Record { prefix, head, .. } => Event::decode(prefix.kind, head),
@@ -325,11 +327,11 @@ fn whole_events(path: &Path) -> Result<Events, SessionError> {
                 len = offset + prefix.len();
             }
             (_, Found::Torn(_)) => {}
-            _ => is_whole = false,
+            (event, _) => (is_whole, has_more) = (false, has_more || event.is_some()),
         }
         Ok(())
     })?;
-    Ok(Events { events, len, is_whole })
+    Ok(Events { events, len, is_whole, has_more })
 }
 
 #[cfg(test)]

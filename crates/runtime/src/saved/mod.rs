@@ -21,8 +21,8 @@ use std::sync::Arc;
 
 use everstream_kv_cache::TokenPos;
 use everstream_memory::{
-    BlockStore, DiskOptions, DiskStore, Embedder, Maker, MemoryError, Recall, RecalledBlock, Role,
-    SessionFolder, StoreError,
+    BlockMeta, BlockStore, DiskOptions, DiskStore, Embedder, Maker, MemoryError, Recall,
+    RecalledBlock, Role, SessionFolder, StoreError,
 };
 use everstream_model::Model;
 
@@ -112,7 +112,15 @@ fn journal_path(folder: &SessionFolder, generation: u64) -> PathBuf {
 /// [`SessionError::File`].
 pub fn log_forgotten(folder: &SessionFolder, range: &Range<TokenPos>) -> Result<(), SessionError> {
     let Some(&newest) = generations(folder)?.last() else { return Ok(()) };
+    let newest =
+        numbers(folder, "journal-", journal_path)?.last().map_or(newest, |&n| n.max(newest));
     let path = journal_path(folder, newest);
+    if path.exists() {
+        let read = Journal::read(&path)?;
+        if !read.is_whole {
+            return Err(SessionError::DamagedJournal { path, at: read.len });
+        }
+    }
     let mut journal = if path.exists() { Journal::resume(&path)? } else { Journal::create(&path)? };
     journal.append(&Event::Forget(range.clone()))?;
     Ok(journal.sync()?)
@@ -232,21 +240,27 @@ impl Session {
         // Where a power failure or damage cut the journal short, blocks may lie in the store of
         // tokens that it lacks, or that end elsewhere. They are written again.
         let mut end = TokenPos(found.n_tokens_after_replay());
-        let mut n_dropped = 0;
+        let mut n_dropped = None;
         let mut session = loop {
             let mut store = open_store()?;
-            let n_beyond = store.metas().iter().filter(|meta| meta.range.end > end).count();
-            if let Some((path, at)) = found.broken.as_ref().filter(|_| !storage.accepts_loss) {
+            // Those that are cut off later are written again.
+            let n_beyond = *n_dropped.get_or_insert_with(|| {
+                let beyond = |meta: &&BlockMeta| meta.range.start >= end && !meta.is_forgotten;
+                store.metas().iter().filter(beyond).count()
+            });
+            if let Some(broken) = &found.broken
+                && !storage.accepts_loss
+                && (broken.has_more || n_beyond > 0)
+            {
                 return Err(SessionError::BrokenJournal {
                     session: config.name,
-                    path: path.clone(),
-                    at: *at,
+                    path: broken.path.clone(),
+                    at: broken.at,
                     n_tokens: end.0,
                     n_blocks: n_beyond,
                 });
             }
             store.truncate(end)?;
-            n_dropped += n_beyond;
             // Blocks are named after the folder that they were first stored in.
             let config = SessionConfig { name: store.session().to_owned(), ..config.clone() };
             let (model, embedder) = (Arc::clone(&model), Arc::clone(&embedder));
@@ -264,7 +278,18 @@ impl Session {
             }
         };
         if let Some(resumed) = &mut session.resumed {
-            resumed.n_dropped_blocks = n_dropped;
+            resumed.n_dropped_blocks = n_dropped.unwrap_or(0);
+        }
+        if let Some(broken) = &found.broken {
+            // What was given up does not come back, should an older state be needed.
+            let journals = numbers(&storage.folder, "journal-", journal_path)?;
+            for number in journals.into_iter().filter(|&number| number >= broken.number) {
+                let path = journal_path(&storage.folder, number);
+                match number == broken.number {
+                    true => drop(Journal::resume(&path)?),
+                    false => drop(Journal::create(&path)?),
+                }
+            }
         }
         session.begin_saving(storage, maker, Some(&found))?;
         Ok(session)
@@ -521,8 +546,18 @@ struct FoundState {
     generation: u64,
     /// Number of the newest state or journal, whole or not.
     newest: u64,
-    /// The journal that cannot be read to its end, and where it is damaged; `events` end there.
-    broken: Option<(PathBuf, u64)>,
+    /// The journal that cannot be read to its end; `events` end there.
+    broken: Option<Broken>,
+}
+
+/// A journal that is damaged or missing.
+struct Broken {
+    path: PathBuf,
+    number: u64,
+    /// The first byte that cannot be read.
+    at: u64,
+    /// Whether more was read by the session than the journals up to there say.
+    has_more: bool,
 }
 
 impl FoundState {
@@ -538,21 +573,39 @@ impl FoundState {
 /// `None` for a session that was never saved.
 fn find(folder: &SessionFolder) -> Result<Option<FoundState>, SessionError> {
     let generations = generations(folder)?;
-    let Some(&newest_state) = generations.last() else { return Ok(None) };
     // A state that is gone leaves its journal.
     let journals = numbers(folder, "journal-", journal_path)?;
+    let is_filled = |number: u64| -> Result<bool, SessionError> {
+        let path = journal_path(folder, number);
+        Ok(path.exists() && fs_err::metadata(path)?.len() > 0)
+    };
+    let Some(&newest_state) = generations.last() else {
+        for number in journals {
+            if is_filled(number)? {
+                return Err(SessionError::LostState { session: folder.name().to_owned() });
+            }
+        }
+        return Ok(None);
+    };
     let newest = journals.last().map_or(newest_state, |&newest| newest.max(newest_state));
     for &generation in generations.iter().rev() {
         let read = state::read(&state_path(folder, generation))?;
         if let Some((header, state)) = read.filter(|(header, state)| is_sound(header, state)) {
             let (mut events, mut broken) = (Vec::new(), None);
-            for &later in journals.iter().filter(|&&later| later >= generation) {
-                let path = journal_path(folder, later);
-                let read = Journal::read(&path)?;
-                events.extend(read.events);
-                if !read.is_whole {
+            for number in generation..=newest {
+                let path = journal_path(folder, number);
+                // A state is written behind its journal, so there is one.
+                let read = if path.exists() { Some(Journal::read(&path)?) } else { None };
+                let (at, is_whole, has_more) =
+                    read.as_ref().map_or((0, false, false), |r| (r.len, r.is_whole, r.has_more));
+                events.extend(read.into_iter().flat_map(|read| read.events));
+                if !is_whole {
                     // What comes later belongs to another stream than this one would be.
-                    broken = Some((path, read.len));
+                    let mut has_more = has_more;
+                    for later in number + 1..=newest {
+                        has_more |= is_filled(later)?;
+                    }
+                    broken = Some(Broken { path, number, at, has_more });
                     break;
                 }
             }

@@ -141,12 +141,13 @@ impl Catalog {
     /// made again.
     pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), StoreError> {
         let (mut bytes, mut embeddings) = (Vec::new(), Vec::new());
+        // Before it is removed, so that a write that is cut off does not lose its name.
+        encode_lost(&changes.lost, &mut bytes);
         for &start in &changes.removed {
             let mut head = Encoder::default();
             head.u64(start);
             record::encode(REMOVED, &head.0, &[], &mut bytes);
         }
-        encode_lost(&changes.lost, &mut bytes);
         for (place, summary) in changes.blocks.values() {
             record::encode(BLOCK, &encode_block(place, summary), &[], &mut bytes);
         }

@@ -401,7 +401,6 @@ impl DiskStore {
             && self.segments.len() > 1
             && let Some((&number, _)) = self.segments.first_key_value()
         {
-            self.segments.remove(&number);
             let mut fresh = lock(&self.shared.fresh);
             for (meta, place) in self.metas.iter_mut().zip(self.places.iter()) {
                 if place.segment == number && !meta.is_forgotten {
@@ -416,7 +415,9 @@ impl DiskStore {
             drop(fresh);
             // First the catalogue: what it knows and cannot find was lost.
             self.commit_catalog()?;
+            lock(&self.shared.catalog).sync()?;
             fs_err::remove_file(segment::path(&self.shared.folder, number))?;
+            self.segments.remove(&number);
             lock(&self.shared.files).remove(&number);
         }
         Ok(())
