@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::meetings::up_to;
-use super::{Reads, Task, TaskOptions};
+use super::{Reads, Task, TaskOptions, up_to};
 use crate::data::{Record, records};
 use crate::metrics::{Normalisation, exact_match, f1, f1_of_lists};
 use crate::rng::for_stream;

@@ -1,7 +1,6 @@
 //! LongEval: a number from a long list of lines, or the first of many subjects that were discussed.
 
-use super::meetings::up_to;
-use super::{Reads, Task, TaskOptions, contains};
+use super::{Reads, Task, TaskOptions, contains, up_to};
 use crate::data::{Record, records};
 use crate::rng::for_stream;
 use crate::{EvalError, Form, Question, Stream};

@@ -1,6 +1,6 @@
 //! QMSum: long meetings, and questions that are answered by a summary of a part of one.
 
-use super::{Reads, Task, TaskOptions, rouge_scores};
+use super::{Reads, Task, TaskOptions, rouge_scores, up_to};
 use crate::data::{Record, records};
 use crate::rng::for_stream;
 use crate::{EvalError, Form, Question, Stream};
@@ -34,19 +34,6 @@ impl Task for QmSum {
     fn score(&self, answer: &str, question: &Question) -> Vec<(&'static str, f64)> {
         rouge_scores(answer, question)
     }
-}
-
-/// The first streams, with as many questions as the limit allows.
-pub(super) fn up_to(mut limit: usize, streams: Vec<Stream>) -> Vec<Stream> {
-    let mut kept = Vec::new();
-    for mut stream in streams {
-        stream.questions.truncate(limit);
-        limit -= stream.questions.len();
-        if !stream.questions.is_empty() {
-            kept.push(stream);
-        }
-    }
-    kept
 }
 
 fn meeting(record: &Record, number: usize) -> Result<Stream, EvalError> {

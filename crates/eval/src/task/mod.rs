@@ -190,6 +190,26 @@ pub enum Total {
     NoAnswer,
 }
 
+/// The first streams, with as many questions as the limit allows.
+fn up_to(mut limit: usize, streams: Vec<Stream>) -> Vec<Stream> {
+    let mut kept = Vec::new();
+    for mut stream in streams {
+        stream.questions.truncate(limit);
+        limit -= stream.questions.len();
+        if !stream.questions.is_empty() {
+            kept.push(stream);
+        }
+    }
+    kept
+}
+
+/// All questions are asked at the end.
+fn asked_at_end(mut stream: Stream) -> Stream {
+    let end = stream.documents.len();
+    stream.questions.iter_mut().for_each(|question| question.after = end);
+    stream
+}
+
 /// Exact match and F1 against the reference that fits best; an unanswerable question wants no answer.
 fn best_match(
     answer: &str,

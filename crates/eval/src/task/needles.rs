@@ -1,6 +1,6 @@
 //! Something small, hidden in much that is not asked for.
 
-use super::{Reads, Task, TaskOptions, share_contained};
+use super::{Reads, Task, TaskOptions, asked_at_end, share_contained};
 use crate::rng::{Rng, for_stream};
 use crate::{EvalError, Form, Question, Stream};
 
@@ -166,7 +166,7 @@ fn in_filler(length: u64, needles: Vec<(usize, String)>, questions: Vec<Question
         }
         stream.documents.push(format!("{FILLER}\n\n"));
     }
-    finish(stream)
+    asked_at_end(stream)
 }
 
 /// Somebody whom no other question of a stream is about.
@@ -206,12 +206,5 @@ fn pairs(rng: &mut Rng, length: u64, n_questions: usize) -> Stream {
         }
         stream.documents.push(format!("\"{key}\": \"{value}\"\n\n"));
     }
-    finish(stream)
-}
-
-/// All questions are asked at the end.
-fn finish(mut stream: Stream) -> Stream {
-    let end = stream.documents.len();
-    stream.questions.iter_mut().for_each(|question| question.after = end);
-    stream
+    asked_at_end(stream)
 }

@@ -1,6 +1,6 @@
 //! Multi-News: articles about one event, and the summary that an editor wrote of them.
 
-use super::{Draw, Reads, Task, TaskOptions, rouge_scores};
+use super::{Draw, Reads, Task, TaskOptions, asked_at_end, rouge_scores};
 use crate::data::records;
 use crate::{EvalError, Form, Question, Stream};
 
@@ -84,7 +84,5 @@ fn stream(items: &[Item], limit: usize) -> Stream {
             form: Form::turn(256),
         });
     }
-    let end = stream.documents.len();
-    stream.questions.iter_mut().for_each(|question| question.after = end);
-    stream
+    asked_at_end(stream)
 }

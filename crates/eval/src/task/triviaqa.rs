@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Draw, Reads, Task, TaskOptions, best_match};
+use super::{Draw, Reads, Task, TaskOptions, asked_at_end, best_match};
 use crate::data::{Record, records};
 use crate::metrics::Normalisation;
 use crate::{EvalError, Form, Question, Stream};
@@ -124,9 +124,7 @@ fn stream(items: &[Item], limit: usize) -> Stream {
         }
         stream.documents.push(format!("{passage}\n\n"));
     }
-    let end = stream.documents.len();
-    stream.questions.iter_mut().for_each(|question| question.after = end);
-    stream
+    asked_at_end(stream)
 }
 
 /// Whether a passage names an answer, as words of their own.
