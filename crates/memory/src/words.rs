@@ -3,7 +3,7 @@
 //! What an embedding blurs, a name or a number, words find exactly.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use crate::block::BlockId;
 
@@ -49,6 +49,8 @@ struct Posting {
 #[derive(Debug)]
 pub struct WordScores<'a> {
     index: &'a WordIndex,
+    /// The query's words, each once, and how rare they are; those that some block has.
+    words: Vec<(String, f32)>,
     /// By order of addition.
     scores: Vec<f32>,
 }
@@ -94,6 +96,7 @@ impl WordIndex {
     #[must_use]
     pub fn scores(&self, query: &str) -> WordScores<'_> {
         let mut scores = vec![0.0; self.ids.len()];
+        let mut known: Vec<(String, f32)> = Vec::new();
         for word in words(query) {
             let Some(postings) = self.postings.get(&*word) else { continue };
             let n_with = postings.len() as f32;
@@ -101,8 +104,11 @@ impl WordIndex {
             for posting in postings {
                 scores[posting.order as usize] += rarity * posting.weight;
             }
+            if !known.iter().any(|(other, _)| *other == word) {
+                known.push((word, rarity));
+            }
         }
-        WordScores { index: self, scores }
+        WordScores { index: self, words: known, scores }
     }
 }
 
@@ -111,6 +117,20 @@ impl WordScores<'_> {
     #[must_use]
     pub fn of(&self, id: BlockId) -> f32 {
         self.index.orders.get(&id).map_or(0.0, |&order| self.scores[order as usize])
+    }
+
+    /// How much of the query one sentence or line of a text says, from 0 to 1: the share of the query's
+    /// words, counted by their rarity, that stand together in the sentence which has most of them. Words
+    /// that no block has count for nothing.
+    #[must_use]
+    pub fn said_in_one_sentence(&self, text: &str) -> f32 {
+        let said = |sentence: &str| -> f32 {
+            let sentence: HashSet<String> = words(sentence).into_iter().collect();
+            self.words.iter().filter(|(word, _)| sentence.contains(word)).map(|word| word.1).sum()
+        };
+        let all: f32 = self.words.iter().map(|word| word.1).sum();
+        let most = sentences(text).map(said).fold(0.0, f32::max);
+        if all > 0.0 { most / all } else { 0.0 }
     }
 
     /// The up to `n` blocks that fit best among those that `filter` lets pass, best first, of
@@ -128,6 +148,12 @@ impl WordScores<'_> {
         });
         hits.filter(|hit| filter(hit.id)).take(n).collect()
     }
+}
+
+/// Lines, cut where a sentence seems to end.
+fn sentences(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.split('\n').flat_map(|line| line.split(". "));
+    lines.flat_map(|part| part.split("? ")).flat_map(|part| part.split("! "))
 }
 
 /// Runs of letters and digits, in lower case.
@@ -192,6 +218,27 @@ mod tests {
             }
         }
         assert_eq!(naive("qx 4711"), [BlockId(200)]);
+    }
+
+    #[test]
+    fn what_one_sentence_says_is_a_share_of_the_querys_rarity() {
+        let index = index();
+        let rarity = |n_with: f32| (1.0 + (5.0 - n_with + 0.5) / (n_with + 0.5)).ln();
+        let (lamp, oda, ferry) = (rarity(2.0), rarity(1.0), rarity(1.0));
+        let check = |query: &str, text: &str, expected: f32| {
+            let found = index.scores(query).said_in_one_sentence(text);
+            assert!((found - expected).abs() < 1e-6, "{query:?} {text:?}: {found} {expected}");
+        };
+        let all = lamp + oda + ferry;
+        // No block has "zzz"; a word counts once, however often it is asked for.
+        check("zzz Oda, lamp, lamp?", "a LAMP of oda's", 1.0);
+        check("oda lamp ferry", "Oda has a lamp. The ferry has none.", (oda + lamp) / all);
+        check("oda lamp ferry", "oda\nlamp! lamp\nferry? lamp-ferry", (lamp + ferry) / all);
+        // No end of a sentence stands within a name or a number.
+        check("4711 qx", "qx.v1.4711", 1.0);
+        for (query, text) in [("oda", ""), ("", "oda"), ("zzz", "zzz"), ("oda", "lamp")] {
+            check(query, text, 0.0);
+        }
     }
 
     #[test]

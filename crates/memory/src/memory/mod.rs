@@ -470,6 +470,7 @@ impl Memory {
             eligible: &|id| self.eligible_part(request, id).is_some(),
             queries: request.queries,
             block: &|id| self.block_by_id(id).ok(),
+            block_text: &|id| Some(self.store.text(*self.order.get(&id)?).ok()?.text),
         };
         let mut hits = Vec::new();
         self.config.strategy.rank(

@@ -260,6 +260,7 @@ mod tests {
                 blocks: &[],
                 eligible: &|_| true,
                 queries,
+                block_text: &|_| None,
                 block: &|id: BlockId| {
                     blocks[1..].iter().find(|block| block.id() == id).map(Arc::clone)
                 },

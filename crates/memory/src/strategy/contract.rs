@@ -66,6 +66,7 @@ impl World {
             eligible: &|id| self.is_eligible(id),
             queries: None,
             block: &|_| None,
+            block_text: &|id| self.is_quoted(id).then(|| "The third! Is one.".to_owned()),
         };
         let mut out = vec![Hit { id: BlockId(1), distance: 0.0 }];
         strategy.rank(&query, n, &mut out).unwrap();
@@ -74,6 +75,11 @@ impl World {
 
     fn is_eligible(&self, id: BlockId) -> bool {
         self.metas.iter().position(|m| m.id == id).is_some_and(|i| i % 4 != 1)
+    }
+
+    /// Whether a sentence of the block says all that is asked. Some texts cannot be read.
+    fn is_quoted(&self, id: BlockId) -> bool {
+        self.metas.iter().position(|m| m.id == id).is_some_and(|i| i % 6 == 0)
     }
 
     /// Eligible blocks with their distances, nearest first, of equals the oldest.
@@ -258,7 +264,7 @@ fn ranks_are_fused() {
     }
 }
 
-/// Similarity and words are added, whichever distance says how similar; a block that only its words
+/// Similarity, words and what is quoted are added, whichever distance says how similar; a block that only its words
 /// or only its meaning brought is among those that are compared.
 #[test]
 fn hybrid_adds_words_to_similarity() {
@@ -273,7 +279,8 @@ fn hybrid_adds_words_to_similarity() {
             let score = |hit: &Hit| {
                 let scale = if world.index.distance() == Distance::L2 { 0.5 } else { 1.0 };
                 let words = if by_words.contains(&hit.id) { weight } else { 0.0 };
-                1.0 - scale * hit.distance + words
+                let said = if world.is_quoted(hit.id) { 0.8 } else { 0.0 };
+                1.0 - scale * hit.distance + words + said
             };
             all.sort_by(|a, b| score(&b.1).total_cmp(&score(&a.1)));
             let hybrid = super::Hybrid { weight, ..super::Hybrid::default() };

@@ -86,6 +86,8 @@ pub struct Query<'a> {
     pub queries: Option<&'a ModelQueries>,
     /// A block with its keys, unless it cannot be read.
     pub block: &'a dyn Fn(BlockId) -> Option<Arc<Block>>,
+    /// What a block says, unless it cannot be read.
+    pub block_text: &'a dyn Fn(BlockId) -> Option<String>,
 }
 
 /// Ranks blocks for a query.

@@ -69,6 +69,7 @@ mod tests {
             eligible: &|id| id.0 % 2 == 0,
             queries: None,
             block: &|_| None,
+            block_text: &|_| None,
         };
         let mut out = Vec::new();
         Random { seed }.rank(&query, n, &mut out).unwrap();
