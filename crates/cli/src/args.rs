@@ -136,7 +136,14 @@ pub(crate) struct RecallArgs {
     #[arg(long, value_name = "NAME", default_value = "hybrid", value_parser = strategy)]
     pub(crate) strategy: Arc<dyn Strategy>,
     #[command(flatten)]
-    pub(crate) reinsertion: ReinsertionArgs,
+    pub(crate) amount: AmountArgs,
+    /// Where recalled context stands
+    #[arg(long, value_enum, default_value_t = PlaceArg::Near)]
+    pub(crate) place: PlaceArg,
+    /// With which keys and values: stored ones, or ones computed from the tokens again, for all of a
+    /// block or for its start
+    #[arg(long, value_enum, default_value_t = InsertionArg::Kv)]
+    pub(crate) insertion: InsertionArg,
     /// Recall again after every N tokens of an answer; 0 recalls at turns only
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) recall_every: usize,
@@ -152,19 +159,12 @@ pub(crate) struct RecallArgs {
     pub(crate) memory_type: Option<MemoryTypeArg>,
 }
 
-/// What comes back of what was found, and how.
+/// How much comes back of what was found.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct ReinsertionArgs {
+pub(crate) struct AmountArgs {
     /// Tokens of recalled context
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) context_tokens: usize,
-    /// Where recalled context stands
-    #[arg(long, value_enum, default_value_t = PlaceArg::Near)]
-    pub(crate) place: PlaceArg,
-    /// With which keys and values: stored ones, or ones computed from the tokens again, for all of a
-    /// block or for its start
-    #[arg(long, value_enum, default_value_t = InsertionArg::Kv)]
-    pub(crate) insertion: InsertionArg,
     /// Order of recalled blocks
     #[arg(long, value_enum, default_value_t = OrderArg::BestLast)]
     pub(crate) order: OrderArg,
@@ -421,7 +421,9 @@ impl CacheArgs {
 impl RecallArgs {
     /// Adds these settings to a session's.
     pub(crate) fn apply(&self, config: &mut SessionConfig) {
-        self.reinsertion.apply(config);
+        self.amount.apply(config);
+        config.recall.place = self.place.place();
+        config.recall.insertion = self.insertion.insertion();
         config.recall.strategy = Arc::clone(&self.strategy);
         config.recall.filter = self.filter.filter();
         config.recall.every = self.recall_every;
@@ -432,20 +434,30 @@ impl RecallArgs {
     }
 }
 
-impl ReinsertionArgs {
+impl PlaceArg {
+    pub(crate) fn place(self) -> Place {
+        match self {
+            Self::Near => Place::Near,
+            Self::Between => Place::Between,
+        }
+    }
+}
+
+impl InsertionArg {
+    pub(crate) fn insertion(self) -> Insertion {
+        match self {
+            Self::Kv => Insertion::Kv,
+            Self::Tokens => Insertion::Tokens,
+            Self::Repair => Insertion::Repair,
+        }
+    }
+}
+
+impl AmountArgs {
     /// Adds these settings to a session's.
     pub(crate) fn apply(&self, config: &mut SessionConfig) {
         config.context_tokens = self.context_tokens;
         config.recall = RecallConfig {
-            place: match self.place {
-                PlaceArg::Near => Place::Near,
-                PlaceArg::Between => Place::Between,
-            },
-            insertion: match self.insertion {
-                InsertionArg::Kv => Insertion::Kv,
-                InsertionArg::Tokens => Insertion::Tokens,
-                InsertionArg::Repair => Insertion::Repair,
-            },
             order: match self.order {
                 OrderArg::BestLast => RecallOrder::BestLast,
                 OrderArg::Stream => RecallOrder::Stream,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use everstream_chroma::{ChromaConfig, ChromaTexts, MakeChroma};
-use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind};
+use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind, Spec};
 use everstream_runtime::kernels::Isa;
 use everstream_runtime::memory::{
     DEFAULT_SEGMENT_BYTES, Distance, Embedder, KvType, MakeExact, MakeIndex, MiniLm, SessionFolder,
@@ -140,10 +140,14 @@ fn hnsw(_: Distance) -> anyhow::Result<Arc<dyn MakeIndex>> {
 pub(crate) fn files(common: &Common, name: &str) -> anyhow::Result<ModelFiles> {
     let hub = hub(common)?;
     let spec = hub.parse(name)?;
-    if let Some(files) = hub.locate(&spec)? {
+    pulled(&hub, &spec)
+}
+
+fn pulled(hub: &Hub, spec: &Spec) -> anyhow::Result<ModelFiles> {
+    if let Some(files) = hub.locate(spec)? {
         return Ok(files);
     }
-    Ok(hub.pull(&spec, &mut PullProgress::new())?)
+    Ok(hub.pull(spec, &mut PullProgress::new())?)
 }
 
 /// A file of data: a path, or one of a dataset of the hub, pulled if it is absent.
@@ -151,9 +155,10 @@ pub(crate) fn data(common: &Common, path: &Path) -> anyhow::Result<PathBuf> {
     let Some(name) = path.to_str().filter(|name| name.starts_with("hf:")) else {
         return Ok(path.to_owned());
     };
-    let files = files(common, name)?;
+    let hub = hub(common)?;
+    let files = pulled(&hub, &hub.parse_data(name)?)?;
     if files.kind != ModelKind::Dataset {
-        bail!("{name} is a model: data are at hf:datasets/ORG/NAME/FILE");
+        bail!("{name} is a model: data are at hf:datasets/ORG/NAME");
     }
     Ok(files.main)
 }

@@ -93,13 +93,24 @@ impl Method {
         }
     }
 
-    /// A name that no other method of a run has: the policy, and the strategy of its recall.
+    /// A name that no other method of a run has: the policy, the strategy of its recall, and where and with
+    /// which keys and values it puts back, unless as by default.
     #[must_use]
     pub fn label(&self) -> String {
-        match self.recall() {
-            Some(recall) => format!("{} {}", self.policy(), recall.strategy.name()),
-            None => self.policy().to_owned(),
+        let mut label = self.policy().to_owned();
+        if let Some(recall) = self.recall() {
+            label = format!("{label} {}", recall.strategy.name());
         }
+        if let Self::Remember(RecallConfig { place, insertion, .. }) = self {
+            let default = RecallConfig::default();
+            if *place != default.place {
+                label = format!("{label} {}", place.name());
+            }
+            if *insertion != default.insertion {
+                label = format!("{label} {}", insertion.name());
+            }
+        }
+        label
     }
 
     pub(crate) fn reading(&self) -> Reading {

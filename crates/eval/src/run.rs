@@ -474,13 +474,11 @@ fn share_found(question: &Question, ends: &[u64], recalled: &[(u64, u64)]) -> Op
     (n > 0).then(|| question.evidence.iter().filter(is_found).count() as f64 / n as f64)
 }
 
-/// Everything but the strategy, which is part of a method's name.
+/// Everything but strategy, place and insertion, which are part of a method's name.
 fn recall_settings(recall: &RecallConfig) -> String {
-    let RecallConfig {
-        place, insertion, order, max_blocks, neighbours, gate, window, sizes, ..
-    } = recall;
+    let RecallConfig { order, max_blocks, neighbours, gate, window, sizes, .. } = recall;
     format!(
-        "{place:?}, {insertion:?}, {order:?}, {max_blocks} blocks, {neighbours:?}, {gate:?}, window \
+        "{order:?}, {max_blocks} blocks, {neighbours:?}, {gate:?}, window \
          {window:?}, {sizes:?}"
     )
 }

@@ -21,12 +21,22 @@ pub enum HubError {
         known: String,
     },
     /// The text begins with `hf:` but does not name a file.
-    #[error("{spec:?} names no file of the hub: {reason}; write hf:ORG/REPO/FILE.gguf")]
+    #[error(
+        "{spec:?} names no file of the hub: {reason}; write hf:ORG/REPO/FILE.gguf or hf:datasets/ORG/REPO/FILE"
+    )]
     BadHfSpec {
         /// What was given.
         spec: String,
         /// The rule that it breaks.
         reason: &'static str,
+    },
+    /// A dataset has no file, or no single one, that evaluations mean.
+    #[error("{name} has {}", data_files(files))]
+    DatasetFile {
+        /// `hf:datasets/ORG/REPO`.
+        name: String,
+        /// Its files with data.
+        files: Vec<String>,
     },
     /// A local model cannot be read.
     #[error("cannot read the model {}: {reason}; check the path", path.display())]
@@ -231,6 +241,14 @@ impl std::fmt::Display for Failures {
             write!(f, "{separator}({}) {failure}", i + 1)?;
         }
         Ok(())
+    }
+}
+
+/// What is wrong with a dataset of these files, and what to do.
+fn data_files(files: &[String]) -> String {
+    match files {
+        [] => "no data: JSON, JSON Lines or Parquet; name another".to_owned(),
+        _ => one_line(&format!("several files: add one of /{}", files.join(", /"))),
     }
 }
 

@@ -121,13 +121,7 @@ impl HfRequest<'_> {
         &self,
         file: &str,
     ) -> Result<(Receiver<Event>, std::sync::mpsc::Sender<()>), HubError> {
-        let endpoint = self.endpoint.unwrap_or(DEFAULT_ENDPOINT).trim_end_matches('/').to_owned();
-        let builder = ApiBuilder::from_cache(Cache::new(self.scratch.join("hf")))
-            .with_endpoint(endpoint)
-            .with_token(self.token.map(str::to_owned));
-        let revision = self.revision.to_owned();
-        let kind = if self.is_dataset { RepoType::Dataset } else { RepoType::Model };
-        let repo = Repo::with_revision(self.repo.to_owned(), kind, revision);
+        let (builder, repo) = self.client();
         let (events, received) = sync_channel(MAX_WAITING_EVENTS);
         let (go, may_go) = channel();
         let file = file.to_owned();
@@ -135,6 +129,33 @@ impl HfRequest<'_> {
             .name("hub".to_owned())
             .spawn(move || download(builder, repo, &file, &may_go, &events))?;
         Ok((received, go))
+    }
+
+    fn client(&self) -> (ApiBuilder, Repo) {
+        let endpoint = self.endpoint.unwrap_or(DEFAULT_ENDPOINT).trim_end_matches('/').to_owned();
+        let builder = ApiBuilder::from_cache(Cache::new(self.scratch.join("hf")))
+            .with_endpoint(endpoint)
+            .with_token(self.token.map(str::to_owned));
+        let revision = self.revision.to_owned();
+        let kind = if self.is_dataset { RepoType::Dataset } else { RepoType::Model };
+        (builder, Repo::with_revision(self.repo.to_owned(), kind, revision))
+    }
+
+    /// The names of the repository's files.
+    pub(crate) fn list(&self) -> Result<Vec<String>, HubError> {
+        let (builder, repo) = self.client();
+        let (answer, answered) = sync_channel(1);
+        let ask = move || {
+            let info = builder.build().and_then(|api| api.repo(repo).info());
+            // An error means that nobody waits for it any more.
+            let _ = answer.send(info);
+        };
+        std::thread::Builder::new().name("hub".to_owned()).spawn(ask)?;
+        match answered.recv_timeout(self.patience.reply) {
+            Ok(Ok(info)) => Ok(info.siblings.into_iter().map(|file| file.rfilename).collect()),
+            Ok(Err(error)) => Err(self.explain("", &error)),
+            Err(error) => Err(self.silence("", error)),
+        }
     }
 
     /// Decides whether the file described is the one wanted, before any of it is downloaded.
@@ -223,7 +244,8 @@ impl HfRequest<'_> {
     }
 
     fn spec(&self, file: &str) -> String {
-        format!("hf:{}/{file}", self.repo)
+        let datasets = if self.is_dataset { "datasets/" } else { "" };
+        format!("hf:{datasets}{}/{file}", self.repo).trim_end_matches('/').to_owned()
     }
 
     fn unusable(&self, file: &str, detail: &str) -> HubError {

@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::error::Failures;
 use crate::pip::{self, PipRequest};
 use crate::progress::{NoProgress, Progress};
-use crate::spec::Spec;
+use crate::spec::{HfSpec, Spec};
 use crate::staging::{MODELS, Staging};
 use crate::table::{self, Entry, ModelKind, TABLE};
 use crate::verify::{self, Content, Presence};
@@ -75,6 +75,24 @@ impl Hub {
     /// As [`Spec::parse`].
     pub fn parse(&self, text: &str) -> Result<Spec, HubError> {
         Spec::parse_with(self.table, text)
+    }
+
+    /// As [`parse`](Self::parse), for data: of a dataset without a file, `hf:datasets/ORG/REPO`, the hub is asked
+    /// for its files, and the one for validation is meant.
+    ///
+    /// # Errors
+    ///
+    /// As [`Spec::parse`]; [`HubError::DatasetFile`] if there is no such file or several, and what asking the hub
+    /// may give.
+    pub fn parse_data(&self, text: &str) -> Result<Spec, HubError> {
+        match HfSpec::dataset_repo(text) {
+            Some(_) if self.config.offline => Err(HubError::BadHfSpec {
+                spec: text.to_owned(),
+                reason: "offline nobody can say which it has",
+            }),
+            Some(repo) => self.parse(&HfSpec::dataset_file(repo, &self.list_dataset(repo)?)?),
+            None => self.parse(text),
+        }
     }
 
     /// The files of a model that is on this machine; `None` if it has to be pulled.
@@ -253,6 +271,27 @@ impl Hub {
             file.compare(content, &source.origin())?;
         }
         Ok(contents)
+    }
+
+    #[cfg(feature = "hf")]
+    fn list_dataset(&self, repo: &str) -> Result<Vec<String>, HubError> {
+        let request = crate::hf::HfRequest {
+            endpoint: self.config.hf_endpoint.as_deref(),
+            token: self.config.hf_token.as_deref(),
+            patience: crate::hf::Patience::default(),
+            repo,
+            is_dataset: true,
+            revision: "main",
+            files: Vec::new(),
+            stage: PathBuf::new(),
+            scratch: PathBuf::new(),
+        };
+        request.list()
+    }
+
+    #[cfg(not(feature = "hf"))]
+    fn list_dataset(&self, repo: &str) -> Result<Vec<String>, HubError> {
+        Err(HubError::HfOff { file: repo.to_owned() })
     }
 
     #[cfg(feature = "hf")]

@@ -113,6 +113,39 @@ impl HfSpec {
         Ok(Self { is_dataset, repo: format!("{org}/{repo}"), file: file.join("/") })
     }
 
+    /// The repository of `hf:datasets/ORG/REPO`, a dataset without a file of it.
+    pub(crate) fn dataset_repo(text: &str) -> Option<&str> {
+        let repo = text.strip_prefix("hf:")?.strip_prefix(DATASETS)?;
+        let mut parts = repo.split('/');
+        let is_repo = parts.all(is_plain) && repo.matches('/').count() == 1;
+        (is_repo && repo.len() <= MAX_HF_CHARS).then_some(repo)
+    }
+
+    /// The file of a dataset that evaluations mean: its only one with data, or the only one of the part that
+    /// is called validation or dev, or test if there is none.
+    pub(crate) fn dataset_file(repo: &str, files: &[String]) -> Result<String, HubError> {
+        let is_data = |file: &&String| {
+            let name = file.rsplit('/').next().unwrap_or(file);
+            DATA_ENDINGS.iter().any(|ending| file.ends_with(ending))
+                && !file.ends_with(".txt")
+                && !name.starts_with("dataset_info")
+                && file.split('/').all(is_plain)
+        };
+        let data: Vec<&String> = files.iter().filter(is_data).collect();
+        let part = |names: &[&str]| -> Vec<&String> {
+            let is_of = |file: &&&String| names.iter().any(|name| file.contains(name));
+            data.iter().filter(is_of).copied().collect()
+        };
+        let mut parts = [data.clone(), part(&["validation", "dev"]), part(&["test"])].into_iter();
+        match parts.find(|part| part.len() == 1) {
+            Some(one) => Ok(format!("hf:{DATASETS}{repo}/{}", one[0])),
+            None => Err(HubError::DatasetFile {
+                name: format!("hf:{DATASETS}{repo}"),
+                files: data.into_iter().cloned().collect(),
+            }),
+        }
+    }
+
     /// Whether the repository is one of datasets.
     #[must_use]
     pub fn is_dataset(&self) -> bool {
@@ -204,6 +237,31 @@ mod tests {
         check("hf:datasets/a/b/c.gguf", Err("data ends in .json"));
         check("hf:datasets/a/b", Err("two slashes"));
         check(&format!("hf:a/b/{}.gguf", "x".repeat(300)), Err("200 characters"));
+    }
+
+    #[test]
+    fn a_dataset_means_its_part_for_validation() {
+        assert_eq!(HfSpec::dataset_repo("hf:datasets/a/b"), Some("a/b"));
+        for other in ["hf:a/b", "hf:datasets/a", "hf:datasets/a/b/c", "hf:datasets/../b", "a/b"] {
+            assert_eq!(HfSpec::dataset_repo(other), None, "{other}");
+        }
+        let choose = |files: &[&str]| {
+            let files: Vec<String> = files.iter().map(|&file| file.to_owned()).collect();
+            HfSpec::dataset_file("a/b", &files).map_err(|error| error.to_string())
+        };
+        let check = |files: &[&str], expected: &str| {
+            assert_eq!(choose(files).unwrap(), format!("hf:datasets/a/b/{expected}"));
+        };
+        check(&["README.md", "dataset_infos.json", "x.jsonl"], "x.jsonl");
+        check(&["d/train-0.parquet", "d/validation-0.parquet"], "d/validation-0.parquet");
+        check(&["train.json", "dev.json", "test.json"], "dev.json");
+        check(&["train.json", "test.json", "a b.json"], "test.json");
+        for files in [&["README.md", "notes.txt"][..], &["a.json", "b.json"], &[]] {
+            let error = choose(files).unwrap_err();
+            assert!(error.contains("hf:datasets/a/b"), "{error}");
+        }
+        let error = choose(&["a/dev.json", "b/dev.json", "train.json"]).unwrap_err();
+        assert!(error.contains("/a/dev.json, /b/dev.json, /train.json"), "{error}");
     }
 
     #[test]

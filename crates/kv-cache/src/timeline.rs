@@ -29,6 +29,17 @@ pub enum Place {
     Near,
 }
 
+impl Place {
+    /// The name on the command line and in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Between => "between",
+            Self::Near => "near",
+        }
+    }
+}
+
 /// Tokens in the recalled section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Recalled {

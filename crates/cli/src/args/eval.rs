@@ -7,9 +7,9 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use everstream_eval::{Method, Reads, Task, task};
 use everstream_runtime::memory::Strategy;
-use everstream_runtime::{DocumentContext, SessionConfig};
+use everstream_runtime::{DocumentContext, RecallConfig, SessionConfig};
 
-use super::{CacheArgs, ModelArgs, ReinsertionArgs, document_context, strategy};
+use super::{AmountArgs, CacheArgs, InsertionArg, ModelArgs, PlaceArg, document_context, strategy};
 use crate::examples;
 
 #[derive(Args, Clone, Debug)]
@@ -94,7 +94,13 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     #[command(flatten)]
-    pub(crate) reinsertion: ReinsertionArgs,
+    pub(crate) amount: AmountArgs,
+    /// Where recalled context stands; several are compared
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "near")]
+    pub(crate) place: Vec<PlaceArg>,
+    /// With which keys and values it comes back; several are compared
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "kv")]
+    pub(crate) insertion: Vec<InsertionArg>,
     /// What documents see when they are read: paragraph or stream, as in `chat`
     #[arg(long, value_name = "WHAT", default_value = "paragraph", value_parser = document_context)]
     pub(crate) ingest_context: DocumentContext,
@@ -130,7 +136,7 @@ impl RunArgs {
     /// Settings of the sessions that remember.
     pub(crate) fn session(&self) -> SessionConfig {
         let mut config = self.cache.session(everstream_runtime::Policy::Remember);
-        self.reinsertion.apply(&mut config);
+        self.amount.apply(&mut config);
         config.document_context = self.ingest_context;
         config
     }
@@ -160,16 +166,25 @@ impl RunArgs {
 
     /// What is compared.
     pub(crate) fn methods(&self, config: &SessionConfig) -> Vec<Method> {
-        let recalls: Vec<_> = self
-            .strategy
-            .iter()
-            .map(|strategy| {
-                let mut recall = config.recall.clone();
-                recall.strategy = Arc::clone(strategy);
-                recall
-            })
-            .collect();
-        self.policy.iter().filter_map(|name| Method::by_name(name, &recalls)).flatten().collect()
+        let (mut as_text, mut put_back) = (Vec::new(), Vec::new());
+        for strategy in &self.strategy {
+            let recall = RecallConfig { strategy: Arc::clone(strategy), ..config.recall.clone() };
+            for place in &self.place {
+                let place = place.place();
+                let insertions = self.insertion.iter().map(|insertion| insertion.insertion());
+                put_back.extend(insertions.map(|insertion| RecallConfig {
+                    place,
+                    insertion,
+                    ..recall.clone()
+                }));
+            }
+            as_text.push(recall);
+        }
+        let of = |name: &String| {
+            let recalls = if name == "rag-text" { &as_text } else { &put_back };
+            Method::by_name(name, recalls)
+        };
+        self.policy.iter().filter_map(of).flatten().collect()
     }
 }
 

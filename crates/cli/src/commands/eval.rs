@@ -169,9 +169,12 @@ fn result((method, summary): (&Method, &MethodSummary)) -> Value {
     let of = |value: fn(&everstream_eval::Metric) -> Value| -> Value {
         summary.metrics.iter().map(|metric| (metric.name.clone(), value(metric))).collect()
     };
+    let put_back = method.recall().filter(|_| matches!(method, Method::Remember(_)));
     json!({
         "policy": method.policy(),
         "strategy": method.recall().map(|recall| recall.strategy.name()),
+        "place": put_back.map(|recall| recall.place.name()),
+        "insertion": put_back.map(|recall| recall.insertion.name()),
         "n": summary.n,
         "metrics": of(|metric| json!(metric.value)),
         "interval": of(|metric| json!(metric.interval)),

@@ -72,7 +72,9 @@ fn conversation(
 ) -> Result<Stream, EvalError> {
     let mut stream = Stream::default();
     let mut turns = HashMap::new();
-    for (date, session) in sessions(record)? {
+    for (time, session) in sessions(record)? {
+        // "1:56 pm on 8 May, 2023": no question is about the time of day.
+        let date = time.split_once(" on ").map_or(&*time, |(_, date)| date);
         for turn in session {
             let turn = record.part(&turn);
             let mut text = format!("{} ({date}): {}", turn.text("speaker")?, turn.text("text")?);

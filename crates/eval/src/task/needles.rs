@@ -169,18 +169,15 @@ fn in_filler(length: u64, needles: Vec<(usize, String)>, questions: Vec<Question
     asked_at_end(stream)
 }
 
-/// Somebody whom no other question of a stream is about.
+/// Somebody with two names whom no other question of a stream is about.
 fn keeper(number: usize) -> String {
     const NAMES: [&str; 20] = [
         "Aldric", "Beatrix", "Cosimo", "Delphine", "Evander", "Fiorella", "Gideon", "Hermia",
         "Isidor", "Jocasta", "Kasimir", "Leonie", "Magnus", "Ninette", "Octavia", "Phineas",
         "Rosamund", "Silvan", "Tabitha", "Ursula",
     ];
-    let name = NAMES[number % NAMES.len()];
-    match number / NAMES.len() {
-        0 => name.to_owned(),
-        n => format!("{name} {}", NAMES[(n + number) % NAMES.len()]),
-    }
+    let (first, round) = (number % NAMES.len(), number / NAMES.len());
+    format!("{} {}", NAMES[first], NAMES[(first + round + 1) % NAMES.len()])
 }
 
 /// Pairs of identifiers as long as `length`; some keys are asked for.

@@ -87,6 +87,14 @@ fn serve(
         "ETag: \"{}\"\r\nX-Repo-Commit: {}\r\nConnection: close\r\n",
         answer.etag, answer.commit
     );
+    if let Some(repo) = path.strip_prefix("/api/datasets/") {
+        assert_eq!(repo, "org/repo/revision/main");
+        let files = ["README.md", "sub/train.jsonl", "sub/dev.jsonl"];
+        let siblings = files.map(|file| format!("{{\"rfilename\":\"{file}\"}}")).join(",");
+        let body = format!("{{\"sha\":\"{}\",\"siblings\":[{siblings}]}}", answer.commit);
+        let length = body.len();
+        return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+    }
     if answer.redirect && !path.starts_with("/cdn") {
         let head = "HTTP/1.1 302 Found\r\nLocation: /cdn/file\r\nContent-Length: 0\r\n";
         return write!(stream, "{head}{identity}\r\n");
@@ -181,6 +189,22 @@ fn a_file_of_a_dataset_arrives() {
     assert_eq!(data.main, rig.cache().join("models/hf+datasets+org+repo+sub+d.jsonl/d.jsonl"));
     let requests = fake.requests.lock().unwrap();
     assert!(requests.iter().all(|r| r.path == "/datasets/org/repo/resolve/main/sub/d.jsonl"));
+}
+
+#[test]
+fn a_dataset_is_asked_for_its_files() {
+    let rig = Rig::new("exit 1");
+    let fake = FakeHub::start(Answer::good(WEIGHTS));
+    let hub = hub_at(&rig, &fake.endpoint);
+    let spec = hub.parse_data("hf:datasets/org/repo").unwrap();
+    assert_eq!(spec.to_string(), "hf:datasets/org/repo/sub/dev.jsonl");
+    let named = "hf:datasets/org/repo/sub/train.jsonl";
+    assert_eq!(hub.parse_data(named).unwrap().to_string(), named);
+    assert_eq!(fake.requests.lock().unwrap().len(), 1);
+    let mut config = rig.config();
+    config.offline = true;
+    let error = Hub::new(config).parse_data("hf:datasets/org/repo").unwrap_err();
+    assert!(error.to_string().contains("hf:datasets/ORG/REPO/FILE"), "{error}");
 }
 
 #[test]
