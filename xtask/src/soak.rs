@@ -13,8 +13,7 @@ usage: cargo xtask soak NAME
   million   1,000,000 tokens of books through smollm2-135m (4 + 508); prints JSON and
             writes docs/million.svg
   sinks     perplexity by sinks and window on two books; prints Markdown
-  squad     questions over streams of 40 paragraphs, by what is recalled; prints Markdown
-  retrieval whether the block that comes first is of the right paragraph, by strategy
+  retrieval what is found of a task of `everstream eval`, by strategy; no model reads anything
   memory-speed
             keys and values put back against computed again; what remembering adds to reading
   search-speed
@@ -25,7 +24,6 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
     match args {
         ["million"] => million(),
         ["sinks", rest @ ..] => example("sinks", rest),
-        ["squad", rest @ ..] => example("squad", rest),
         ["retrieval", rest @ ..] => example("retrieval", rest),
         ["memory-speed", rest @ ..] => example("memory_speed", rest),
         ["search-speed", rest @ ..] => example("search_speed", rest),
@@ -56,7 +54,7 @@ fn million() -> anyhow::Result<()> {
     run_command(&mut bench)
 }
 
-/// Runs one of the measuring programs of `runtime` on the models and data of this machine.
+/// Runs one of the measuring programs on the models and data of this machine.
 fn example(name: &str, args: &[&str]) -> anyhow::Result<()> {
     let models = models::pull()?;
     let program = built(&format!("examples/{name}"), Profile::Release)?;
