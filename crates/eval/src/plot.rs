@@ -90,13 +90,15 @@ pub fn lines(title: &str, x_label: &str, categories: &[String], series: &[Series
         let colour = COLOURS[s % COLOURS.len()];
         // What has no colour of its own left has dashes.
         let dashes = if s < COLOURS.len() { "" } else { r#" stroke-dasharray="5 3""# };
+        // Of lines over one another the lower ones show at the edges.
+        let width = 2.0 + 2.0 * (series.len() - 1 - s).min(3) as f64;
         let values = line.values.iter().enumerate().take(categories.len());
         let values = values.filter_map(|(i, value)| Some((i, value.filter(|v| v.is_finite())?)));
         let points: Vec<(f64, f64)> = values.map(|(i, value)| (x(i), y(value))).collect();
         let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         let _ = writeln!(
             svg,
-            r#"<polyline class="line" style="stroke:{colour}"{dashes} points="{}"/>"#,
+            r#"<polyline class="line" style="stroke:{colour};stroke-width:{width}"{dashes} points="{}"/>"#,
             path.join(" ")
         );
         for (x, y) in points {
@@ -161,8 +163,8 @@ pub fn dots(title: &str, x_label: &str, rows: &[Row]) -> String {
             );
         }
         dot(&mut svg, x(row.value.max(0.0)), y, COLOURS[0]);
-        let value =
-            if row.value < 1.0 { format!("{:.3}", row.value) } else { format!("{:.1}", row.value) };
+        let n_digits = if x_axis.max < 5.0 { 3 } else { 1 };
+        let value = format!("{:.n_digits$}", row.value);
         text(&mut svg, right + 10.0, y + 4.0, "start", "", &value);
     }
     svg.push_str("</svg>\n");
@@ -359,7 +361,8 @@ mod tests {
         let svg =
             dots("t", "x", &[row(59.23, Some([50.0, 70.0])), row(0.25, None), row(f64::NAN, None)]);
         assert_eq!(svg.matches("<circle").count(), 2);
-        assert!(svg.contains(">59.2<") && svg.contains(">0.250<") && svg.contains("a &amp; b"));
+        assert!(svg.contains(">59.2<") && svg.contains(">0.2<") && svg.contains("a &amp; b"));
+        assert!(dots("t", "x", &[row(0.25, None)]).contains(">0.250<"));
         assert!(!svg.contains("NaN"));
     }
 

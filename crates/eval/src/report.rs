@@ -364,7 +364,7 @@ fn whole_page(body: &str) -> String {
 }
 
 const PAGE_STYLE: &str = ":root{color-scheme:light dark}\
-    body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
+    body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}\
     .table{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
     th,td{padding:.2rem .7rem;border-bottom:1px solid #8a8f9855;text-align:right;white-space:nowrap}\
     th:first-child,td:first-child{text-align:left}\
