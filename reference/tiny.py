@@ -2,7 +2,7 @@
 
 `tiny-llama.gguf`: embedding 256, K-quants, tied embeddings, special tokens first (as SmolLM2).
 `tiny-qwen2.gguf`: embedding 64, biases, an output matrix of its own, special tokens last (as Qwen2.5).
-Between them every supported tensor type appears: F32, F16, Q4_1, Q5_0, Q8_0, Q4_K, Q6_K.
+Between them these tensor types appear: F32, F16, Q4_1, Q5_0, Q8_0, Q4_K, Q6_K.
 
     python tiny.py OUTPUT_FOLDER
 """

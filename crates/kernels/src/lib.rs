@@ -31,6 +31,7 @@ mod activations;
 mod attention;
 mod buffer;
 mod elementwise;
+mod formats;
 mod isa;
 mod matmul;
 mod pool;

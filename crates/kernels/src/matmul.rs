@@ -15,9 +15,10 @@
 //! would lose that.) Weights are read once per panel of inputs ([`PANEL_BYTES`]).
 
 use crate::activations::{Activations, BlockScale};
+use crate::formats::{self, Format, Scales};
 use crate::pool::Shareable;
 use crate::quant::WeightType;
-use crate::quant::packed::{GROUP, PackedMatrix, Q4K_SCALES, Q6K_SCALES, STEP};
+use crate::quant::packed::{GROUP, PackedMatrix, STEP};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool};
 
@@ -25,10 +26,6 @@ use crate::{Isa, Pool};
 /// in the second-level cache.
 const PANEL_BYTES: usize = 384 * 1024;
 
-/// Prefetch distances, in bytes. They were found by trial on Zen 4: 4096 and 8192 are worse than
-/// either, and no rule was found that predicts the best one of a layout.
-const NEAR: usize = 640;
-const FAR: usize = 2176;
 /// Tasks that a thread should get, so that an uneven machine does not stall the others.
 const TASKS_PER_THREAD: usize = 16;
 /// Bytes of weights of a task: enough to be worth taking, little enough to be divided evenly.
@@ -93,13 +90,20 @@ impl Kernel for Groups<'_> {
         // SAFETY: the caller's promise is passed on.
         unsafe {
             match self.weights.ty {
-                WeightType::F32 => self.floats::<S, f32>(),
+                WeightType::F32 | WeightType::BF16 => self.floats::<S, f32>(),
                 WeightType::F16 => self.floats::<S, half::f16>(),
-                WeightType::Q4_1 => self.quantized::<S, Q4_1>(),
-                WeightType::Q5_0 => self.quantized::<S, Q5_0>(),
-                WeightType::Q8_0 => self.quantized::<S, Q8_0>(),
-                WeightType::Q4K => self.quantized::<S, Q4K>(),
-                WeightType::Q6K => self.quantized::<S, Q6K>(),
+                WeightType::Q4_0 => self.quantized::<S, formats::Q4_0>(),
+                WeightType::Q4_1 => self.quantized::<S, formats::Q4_1>(),
+                WeightType::Q5_0 => self.quantized::<S, formats::Q5_0>(),
+                WeightType::Q5_1 => self.quantized::<S, formats::Q5_1>(),
+                WeightType::Q8_0 | WeightType::IQ4NL => self.quantized::<S, formats::Q8_0>(),
+                WeightType::MXFP4 => self.quantized::<S, formats::MXFP4>(),
+                WeightType::Q2K => self.quantized::<S, formats::Q2K>(),
+                WeightType::Q3K => self.quantized::<S, formats::Q3K>(),
+                WeightType::Q4K => self.quantized::<S, formats::Q4K>(),
+                WeightType::Q5K => self.quantized::<S, formats::Q5K>(),
+                WeightType::Q6K => self.quantized::<S, formats::Q6K>(),
+                WeightType::IQ4XS => self.quantized::<S, formats::IQ4XS>(),
             }
         }
     }
@@ -209,9 +213,6 @@ impl Groups<'_> {
     }
 }
 
-/// Scales of a step for 16 rows: of columns 0..16, of 16..32, and the offset.
-type Scales<S> = (<S as Simd>::F, <S as Simd>::F, <S as Simd>::F);
-
 /// Adds one step of 32 columns and one input to 16 outputs; `x` points to its 32 integers.
 #[inline(always)]
 unsafe fn accumulate<S: Simd, F: Format>(
@@ -231,195 +232,19 @@ unsafe fn accumulate<S: Simd, F: Format>(
         }
         let d = S::splat(block.d);
         let acc = if F::HALVES {
-            let acc = S::fma(S::to_f(low), S::mul(scale.0, d), acc);
-            S::fma(S::to_f(high), S::mul(scale.1, d), acc)
+            let acc = S::fma(S::to_f(low), S::mul(scale.scales[0], d), acc);
+            S::fma(S::to_f(high), S::mul(scale.scales[1], d), acc)
         } else {
-            S::fma(S::to_f(S::add_i(low, high)), S::mul(scale.0, d), acc)
+            S::fma(S::to_f(S::add_i(low, high)), S::mul(scale.scales[0], d), acc)
         };
-        if F::OFFSET { S::fma(scale.2, S::splat(block.scaled_sum), acc) } else { acc }
-    }
-}
-
-/// How one weight type reads a step: see `quant/packed.rs` for the layout.
-trait Format {
-    /// Bytes of quants of a step.
-    const STEP_BYTES: usize;
-    /// How far ahead of the weights that meet a single input the next ones are asked for: measured,
-    /// see `docs/BENCHMARKS.md`.
-    const PREFETCH_BYTES: usize = NEAR;
-    /// Subtracted from every stored integer.
-    const BIAS: i32 = 0;
-    /// Columns 0..16 and 16..32 have scales of their own.
-    const HALVES: bool = false;
-    /// There is a minimum.
-    const OFFSET: bool = false;
-
-    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8];
-    unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S>;
-    #[inline(always)]
-    unsafe fn dot<S: Simd>(acc: S::I, w: S::B, x: *const i8) -> S::I {
-        // SAFETY: the caller's promise.
-        unsafe { S::dot::<false>(acc, w, x) }
-    }
-}
-
-/// Low nibbles of four vectors, then their high nibbles.
-#[inline(always)]
-unsafe fn nibbles<S: Simd>(quants: *const u8) -> [S::B; 8] {
-    // SAFETY: the caller's promise: 256 bytes.
-    unsafe {
-        let mask = S::splat_b(15);
-        let mut w = [mask; 8];
-        for i in 0..4 {
-            let both = S::bytes(quants.add(64 * i));
-            w[i] = S::and(both, mask);
-            w[4 + i] = S::and(S::shr::<4>(both), mask);
-        }
-        w
-    }
-}
-
-struct Q4_1;
-impl Format for Q4_1 {
-    const STEP_BYTES: usize = 256;
-    const OFFSET: bool = true;
-
-    #[inline(always)]
-    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
-        // SAFETY: the caller's promise.
-        unsafe { nibbles::<S>(quants) }
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-        // SAFETY: 64 bytes for each step.
-        unsafe {
-            let p = scales.add(step * 64);
-            let d = S::load_f16(p.cast());
-            (d, d, S::load_f16(p.add(32).cast()))
-        }
-    }
-}
-
-struct Q5_0;
-impl Format for Q5_0 {
-    const STEP_BYTES: usize = 320;
-    const BIAS: i32 = 16;
-
-    #[inline(always)]
-    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
-        // SAFETY: 256 bytes of nibbles, then 64 of fifth bits.
-        unsafe {
-            let mut w = nibbles::<S>(quants);
-            let high = S::bytes(quants.add(256));
-            let bit = S::splat_b(16);
-            w[0] = S::or(w[0], S::and(S::shl::<4>(high), bit));
-            w[1] = S::or(w[1], S::and(S::shl::<3>(high), bit));
-            w[2] = S::or(w[2], S::and(S::shl::<2>(high), bit));
-            w[3] = S::or(w[3], S::and(S::shl::<1>(high), bit));
-            w[4] = S::or(w[4], S::and(high, bit));
-            w[5] = S::or(w[5], S::and(S::shr::<1>(high), bit));
-            w[6] = S::or(w[6], S::and(S::shr::<2>(high), bit));
-            w[7] = S::or(w[7], S::and(S::shr::<3>(high), bit));
-            w
-        }
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-        // SAFETY: 32 bytes for each step.
-        unsafe {
-            let d = S::load_f16(scales.add(step * 32).cast());
-            (d, d, d)
-        }
-    }
-}
-
-struct Q8_0;
-impl Format for Q8_0 {
-    const STEP_BYTES: usize = 512;
-    const BIAS: i32 = 128;
-
-    #[inline(always)]
-    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
-        // SAFETY: 512 bytes.
-        unsafe {
-            let mut w = [S::bytes(quants); 8];
-            for (i, w) in w.iter_mut().enumerate().skip(1) {
-                *w = S::bytes(quants.add(64 * i));
+        match (F::OFFSET, F::HALVES) {
+            (false, _) => acc,
+            (true, false) => S::fma(scale.offsets[0], S::splat(block.scaled_sum), acc),
+            (true, true) => {
+                let sums = block.sums.map(|sum| S::splat(block.d * sum as f32));
+                let acc = S::fma(scale.offsets[0], sums[0], acc);
+                S::fma(scale.offsets[1], sums[1], acc)
             }
-            w
-        }
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-        // SAFETY: 32 bytes for each step.
-        unsafe {
-            let d = S::load_f16(scales.add(step * 32).cast());
-            (d, d, d)
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot<S: Simd>(acc: S::I, w: S::B, x: *const i8) -> S::I {
-        // SAFETY: the caller's promise.
-        unsafe { S::dot::<true>(acc, w, x) }
-    }
-}
-
-struct Q4K;
-impl Format for Q4K {
-    const STEP_BYTES: usize = 256;
-    const PREFETCH_BYTES: usize = FAR;
-    const OFFSET: bool = true;
-
-    #[inline(always)]
-    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
-        // SAFETY: the caller's promise.
-        unsafe { nibbles::<S>(quants) }
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-        // SAFETY: `Q4K_SCALES` bytes for each 8 steps: d, dmin, 8 scales, 8 minima.
-        unsafe {
-            let p = scales.add(step / 8 * Q4K_SCALES);
-            let bytes = p.add(64 + step % 8 * GROUP);
-            let scale = S::mul(S::load_f16(p.cast()), S::load_u8(bytes));
-            let min = S::mul(S::load_f16(p.add(32).cast()), S::load_u8(bytes.add(8 * GROUP)));
-            (scale, scale, S::sub(S::splat(0.0), min))
-        }
-    }
-}
-
-struct Q6K;
-impl Format for Q6K {
-    const STEP_BYTES: usize = 384;
-    const PREFETCH_BYTES: usize = FAR;
-    const BIAS: i32 = 32;
-    const HALVES: bool = true;
-
-    #[inline(always)]
-    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
-        // SAFETY: 256 bytes of nibbles, then 128 of bit pairs.
-        unsafe {
-            let mut w = nibbles::<S>(quants);
-            let pair = S::splat_b(48);
-            for h in 0..2 {
-                let high = S::bytes(quants.add(256 + 64 * h));
-                let w = &mut w[4 * h..];
-                w[0] = S::or(w[0], S::and(S::shl::<4>(high), pair));
-                w[1] = S::or(w[1], S::and(S::shl::<2>(high), pair));
-                w[2] = S::or(w[2], S::and(high, pair));
-                w[3] = S::or(w[3], S::and(S::shr::<2>(high), pair));
-            }
-            w
-        }
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-        // SAFETY: `Q6K_SCALES` bytes for each 8 steps: d, then 16 scales.
-        unsafe {
-            let p = scales.add(step / 8 * Q6K_SCALES);
-            let d = S::load_f16(p.cast());
-            let bytes = p.add(32 + step % 8 * 2 * GROUP);
-            (S::mul(d, S::load_i8(bytes)), S::mul(d, S::load_i8(bytes.add(GROUP))), d)
         }
     }
 }
@@ -446,36 +271,47 @@ pub fn dot_definition(ty: WeightType, row: &[u8], x: &Activations, input: usize)
     }
     let x = x.row(input);
     let mut acc = 0.0f32;
-    let mut add = |col: usize, q: &[i16], scale: f32, min: Option<f32>| {
-        let products = q.iter().zip(&x.q[col..]).map(|(&w, &x)| i32::from(w) * i32::from(x));
+    // Integers from a column on with their scale; or the minima of a step, one or one for each half.
+    let mut add = |col: usize, q: &[i16], scale: f32, mins: &[f32]| {
         let block = x.blocks[col / STEP];
-        acc = (products.sum::<i32>() as f32).mul_add(scale * block.d, acc);
-        if let Some(min) = min {
-            acc = min.mul_add(block.scaled_sum, acc);
+        if !q.is_empty() {
+            let products = q.iter().zip(&x.q[col..]).map(|(&w, &x)| i32::from(w) * i32::from(x));
+            acc = (products.sum::<i32>() as f32).mul_add(scale * block.d, acc);
+        }
+        match mins {
+            [min] => acc = min.mul_add(block.scaled_sum, acc),
+            _ => {
+                for (min, sum) in mins.iter().zip(block.sums) {
+                    acc = min.mul_add(block.d * sum as f32, acc);
+                }
+            }
         }
     };
     for (b, block) in row.chunks_exact(ty.block_bytes()).enumerate() {
-        match ty {
-            WeightType::Q4K => {
-                let p = blocks::Q4K::parse(block);
-                for s in 0..8 {
-                    let q = p.q[s * 32..][..32].iter().map(|&q| i16::from(q)).collect::<Vec<_>>();
-                    let min = 0.0 - p.dmin * f32::from(p.mins[s]);
-                    add(b * 256 + s * 32, &q, p.d * f32::from(p.scales[s]), Some(min));
-                }
+        if ty.block_len() == STEP {
+            let p = blocks::Block::parse(ty, block);
+            let min = matches!(ty, WeightType::Q4_1 | WeightType::Q5_1).then_some(p.m);
+            let q: Vec<i16> = (0..STEP).map(|i| p.integer(i)).collect();
+            add(b * STEP, &q, p.d, &[]);
+            min.iter().for_each(|&min| add(b * STEP, &[], 0.0, &[min]));
+            continue;
+        }
+        let p = blocks::SuperBlock::parse(ty, block);
+        let has_mins = matches!(ty, WeightType::Q2K | WeightType::Q4K | WeightType::Q5K);
+        // Weights with a scale of their own.
+        let run = match ty {
+            WeightType::Q2K | WeightType::Q3K | WeightType::Q6K => 16,
+            _ => STEP,
+        };
+        for step in (0..256).step_by(STEP) {
+            let runs = || (step..step + STEP).step_by(run);
+            for first in runs() {
+                let q: Vec<i16> = (first..first + run).map(|i| p.integer(i)).collect();
+                add(b * 256 + first, &q, p.d * f32::from(p.scales[first / 16]), &[]);
             }
-            WeightType::Q6K => {
-                let p = blocks::Q6K::parse(block);
-                for s in 0..16 {
-                    let q: Vec<_> =
-                        p.q[s * 16..][..16].iter().map(|&q| i16::from(q) - 32).collect();
-                    add(b * 256 + s * 16, &q, p.d * f32::from(p.scales[s]), None);
-                }
-            }
-            _ => {
-                let (d, m) = blocks::scale_and_min(ty, block);
-                let min = (ty == WeightType::Q4_1).then_some(m);
-                add(b * 32, &blocks::integers32(ty, block), d, min);
+            let mins = runs().map(|first| 0.0 - p.dmin * f32::from(p.mins[first / 16]));
+            if has_mins {
+                add(b * 256 + step, &[], 0.0, &mins.collect::<Vec<_>>());
             }
         }
     }
@@ -490,15 +326,7 @@ mod tests {
     use crate::buffer::Arena;
     use crate::testing::Rng;
 
-    const TYPES: [WeightType; 7] = [
-        WeightType::F32,
-        WeightType::F16,
-        WeightType::Q4_1,
-        WeightType::Q5_0,
-        WeightType::Q8_0,
-        WeightType::Q4K,
-        WeightType::Q6K,
-    ];
+    const TYPES: [WeightType; 16] = WeightType::ALL;
 
     /// Random blocks: any integers, scales of moderate size.
     fn random_rows(ty: WeightType, rows: usize, cols: usize, rng: &mut Rng) -> Vec<u8> {
@@ -514,11 +342,27 @@ mod tests {
                     let x = rng.f32().to_le_bytes();
                     block.copy_from_slice(&x);
                 }
-                WeightType::F16 | WeightType::Q5_0 | WeightType::Q8_0 => half(0),
-                WeightType::Q4_1 | WeightType::Q4K => {
+                WeightType::BF16 => {
+                    let x = half::bf16::from_f32(rng.f32()).to_le_bytes();
+                    block.copy_from_slice(&x);
+                }
+                // About 1, so that the products are as large as those of the others.
+                WeightType::MXFP4 => block[0] = 124 + block[0] % 6,
+                WeightType::F16
+                | WeightType::Q4_0
+                | WeightType::Q5_0
+                | WeightType::Q8_0
+                | WeightType::IQ4NL
+                | WeightType::IQ4XS => half(0),
+                WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
                     half(0);
                     half(2);
                 }
+                WeightType::Q2K => {
+                    half(80);
+                    half(82);
+                }
+                WeightType::Q3K => half(108),
                 WeightType::Q6K => half(208),
             }
         }
@@ -593,7 +437,14 @@ mod tests {
     #[test]
     fn extreme_integers_do_not_saturate() {
         let pool = pool(1);
-        for ty in [WeightType::Q8_0, WeightType::Q5_0, WeightType::Q4_1] {
+        for ty in [
+            WeightType::Q8_0,
+            WeightType::IQ4NL,
+            WeightType::Q5_0,
+            WeightType::Q5_1,
+            WeightType::Q4_0,
+            WeightType::Q4_1,
+        ] {
             for fill in [0x00, 0x7f, 0x80, 0xff] {
                 let mut row = vec![fill; ty.row_bytes(64).unwrap()];
                 for block in row.chunks_exact_mut(ty.block_bytes()) {

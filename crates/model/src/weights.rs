@@ -57,20 +57,6 @@ impl LayerWeights {
     }
 }
 
-/// The kernels' name for a type, if they compute with it.
-pub(crate) fn weight_type(ty: GgmlType) -> Option<WeightType> {
-    match ty {
-        GgmlType::F32 => Some(WeightType::F32),
-        GgmlType::F16 => Some(WeightType::F16),
-        GgmlType::Q4_1 => Some(WeightType::Q4_1),
-        GgmlType::Q5_0 => Some(WeightType::Q5_0),
-        GgmlType::Q8_0 => Some(WeightType::Q8_0),
-        GgmlType::Q4_K => Some(WeightType::Q4K),
-        GgmlType::Q6_K => Some(WeightType::Q6K),
-        _ => None,
-    }
-}
-
 impl Weights {
     /// Packs all weights of a file.
     pub(crate) fn load(
@@ -204,7 +190,7 @@ impl<'a> Source<'a> {
     }
 
     fn weight_type(&self, info: &TensorInfo) -> Result<WeightType, LoadError> {
-        weight_type(info.ty()).ok_or_else(|| LoadError::UnsupportedTensorType {
+        info.ty().weight_type().ok_or_else(|| LoadError::UnsupportedTensorType {
             path: self.gguf.path().to_owned(),
             tensor: info.name().to_owned(),
             ty: info.ty(),

@@ -76,14 +76,14 @@ fn an_unknown_architecture_is_shown_as_far_as_possible() {
 fn an_unsupported_tensor_type_is_named() {
     let rig = Rig::new();
     let mut bytes = fs::read(tiny("tiny-llama")).unwrap();
-    // After the name come the number of dimensions, two dimensions and the type; 2 is Q4_0.
+    // After the name come the number of dimensions, two dimensions and the type; 16 is IQ2_XXS.
     let ty = end_of(&bytes, b"blk.0.attn_q.weight") + 4 + 2 * 8;
-    bytes[ty..ty + 4].copy_from_slice(&2_u32.to_le_bytes());
-    let model = rig.file("q4_0.gguf", bytes);
+    bytes[ty..ty + 4].copy_from_slice(&16_u32.to_le_bytes());
+    let model = rig.file("iq2.gguf", bytes);
     let text = rig.ok(&["inspect", &model, "--tensors"]).stdout;
-    assert!(text.contains("type Q4_0, which is not supported"), "{text}");
+    assert!(text.contains("type IQ2_XXS, which is not supported"), "{text}");
     assert!(text.contains("policy remember"), "{text}");
-    rig.fails(&["generate", "--model", &model, "--prompt", "x"], "Q4_0");
+    rig.fails(&["generate", "--model", &model, "--prompt", "x"], "IQ2_XXS");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 pub(crate) mod blocks;
 pub(crate) mod packed;
 
-use half::f16;
+use half::{bf16, f16};
 
 /// How the weights of a matrix are stored in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,41 +16,87 @@ pub enum WeightType {
     F32,
     /// 16-bit floats.
     F16,
+    /// The upper half of 32-bit floats.
+    BF16,
+    /// 4 bits, blocks of 32 with scale.
+    Q4_0,
     /// 4 bits, blocks of 32 with scale and minimum.
     Q4_1,
     /// 5 bits, blocks of 32 with scale.
     Q5_0,
+    /// 5 bits, blocks of 32 with scale and minimum.
+    Q5_1,
     /// 8 bits, blocks of 32 with scale.
     Q8_0,
+    /// 4 bits that name one of sixteen integers, blocks of 32 with scale.
+    IQ4NL,
+    /// Floats of 4 bits, blocks of 32 with a power of two as scale.
+    MXFP4,
+    /// 2 bits, blocks of 256 with 16 four-bit scales and minima.
+    Q2K,
+    /// 3 bits, blocks of 256 with 16 six-bit scales.
+    Q3K,
     /// 4 bits, blocks of 256 with 8 six-bit scales and minima.
     Q4K,
+    /// 5 bits, blocks of 256 with 8 six-bit scales and minima.
+    Q5K,
     /// 6 bits, blocks of 256 with 16 eight-bit scales.
     Q6K,
+    /// As `IQ4NL`, blocks of 256 with 8 six-bit scales.
+    IQ4XS,
 }
 
 impl WeightType {
+    /// All types.
+    pub const ALL: [Self; 16] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::IQ4NL,
+        Self::MXFP4,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::IQ4XS,
+    ];
+
+    /// Weights per block, and bytes.
+    fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::BF16 => (1, 2),
+            Self::Q4_0 | Self::IQ4NL => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::MXFP4 => (32, 17),
+            Self::Q2K => (256, 84),
+            Self::Q3K => (256, 110),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+            Self::IQ4XS => (256, 136),
+        }
+    }
+
     /// Weights per block; a row is a whole number of blocks.
     #[must_use]
     pub fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 => 1,
-            Self::Q4_1 | Self::Q5_0 | Self::Q8_0 => 32,
-            Self::Q4K | Self::Q6K => 256,
-        }
+        self.block().0
     }
 
     /// Bytes per block.
     #[must_use]
     pub fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-            Self::Q4_1 => 20,
-            Self::Q5_0 => 22,
-            Self::Q8_0 => 34,
-            Self::Q4K => 144,
-            Self::Q6K => 210,
-        }
+        self.block().1
     }
 
     /// Bytes of a row of `cols` weights, or `None` if `cols` is not a whole number of blocks.
@@ -62,7 +108,7 @@ impl WeightType {
     /// Whether products take activations in 8 bits.
     #[must_use]
     pub fn is_quantized(self) -> bool {
-        !matches!(self, Self::F32 | Self::F16)
+        !matches!(self, Self::F32 | Self::F16 | Self::BF16)
     }
 }
 
@@ -80,23 +126,18 @@ pub fn dequantize(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
                 out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]])
             }
             WeightType::F16 => out[0] = f16_at(block, 0),
-            WeightType::Q4_1 | WeightType::Q5_0 | WeightType::Q8_0 => {
-                let (d, m) = blocks::scale_and_min(ty, block);
-                for (w, q) in out.iter_mut().zip(blocks::integers32(ty, block)) {
-                    *w = d * f32::from(q) + m;
+            WeightType::BF16 => out[0] = bf16::from_le_bytes([block[0], block[1]]).to_f32(),
+            _ if ty.block_len() == 32 => {
+                let b = blocks::Block::parse(ty, block);
+                for (i, w) in out.iter_mut().enumerate() {
+                    *w = b.d * f32::from(b.integer(i)) + b.m;
                 }
             }
-            WeightType::Q4K => {
-                let b = blocks::Q4K::parse(block);
+            _ => {
+                let b = blocks::SuperBlock::parse(ty, block);
                 for (i, w) in out.iter_mut().enumerate() {
-                    let scale = b.d * f32::from(b.scales[i / 32]);
-                    *w = scale * f32::from(b.q[i]) - b.dmin * f32::from(b.mins[i / 32]);
-                }
-            }
-            WeightType::Q6K => {
-                let b = blocks::Q6K::parse(block);
-                for (i, w) in out.iter_mut().enumerate() {
-                    *w = b.d * f32::from(b.scales[i / 16]) * (f32::from(b.q[i]) - 32.0);
+                    let scale = b.d * f32::from(b.scales[i / 16]);
+                    *w = scale * f32::from(b.integer(i)) - b.dmin * f32::from(b.mins[i / 16]);
                 }
             }
         }

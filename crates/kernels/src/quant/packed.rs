@@ -14,17 +14,23 @@
 //! step of 6 bits   as 4 bits, then 2 vectors: bit pair i of vector h is for vector 4h + i
 //! step of 8 bits   8 vectors; signed weights are stored plus 128
 //!
-//! scales, per step:      Q4_1      d [16 f16]  m [16 f16]
-//!                        Q5_0 Q8_0 d [16 f16]
-//! scales, per 8 steps:   Q4_K      d [16 f16]  dmin [16 f16]  8 x scale [16 u8]  8 x min [16 u8]
-//!                        Q6_K      d [16 f16]  16 x scale [16 i8]
-//! F32, F16               no steps: column by column, 16 numbers each
+//! scales, per step:      Q4_0 Q5_0 Q8_0 IQ4_NL  d [16 f16]
+//!                        Q4_1 Q5_1              d [16 f16]  m [16 f16]
+//!                        MXFP4                  d [16 f32]
+//! scales, per 8 steps:   Q4_K Q5_K    d [16 f16]  dmin [16 f16]  8 x scale [16 u8]  8 x min [16 u8]
+//!                        Q2_K         d [16 f16]  dmin [16 f16]  16 x scale [16 u8]  16 x min [16 u8]
+//!                        Q3_K Q6_K    d [16 f16]  16 x scale [16 i8]
+//!                        IQ4_XS       d [16 f16]  8 x scale [16 i8]
+//! F32, F16, BF16         no steps: column by column, 16 numbers each; BF16 as f32
 //! ```
 //!
-//! The transformation loses nothing. Six-bit scales of Q4_K become bytes: 148 bytes for 256
-//! weights instead of 144; all other types keep their size.
+//! The transformation loses nothing. Most types keep their size or nearly so: six-bit scales become
+//! bytes. What people rarely choose is widened: bits of Q2_K and Q3_K to nibbles, those of MXFP4 to five, the
+//! named integers of IQ4_NL and IQ4_XS to bytes, BF16 to f32.
 
-use super::blocks::{Q4K, Q6K, unsigned32};
+use half::f16;
+
+use super::blocks::{Block, SuperBlock};
 use super::{WeightType, dequantize};
 use crate::buffer::{AlignedBytes, Arena};
 use crate::simd::LANES;
@@ -47,23 +53,43 @@ impl GroupLayout {
     pub(crate) fn new(ty: WeightType, cols: usize) -> Self {
         let steps = cols.div_ceil(STEP);
         let (scale_bytes, quant_bytes) = match ty {
-            WeightType::F32 => (0, cols * GROUP * 4),
+            WeightType::F32 | WeightType::BF16 => (0, cols * GROUP * 4),
             WeightType::F16 => (0, cols * GROUP * 2),
-            WeightType::Q4_1 => (steps * 64, steps * 256),
-            WeightType::Q5_0 => (steps * 32, steps * 320),
-            WeightType::Q8_0 => (steps * 32, steps * 512),
-            WeightType::Q4K => (steps / 8 * Q4K_SCALES, steps * 256),
-            WeightType::Q6K => (steps / 8 * Q6K_SCALES, steps * 384),
+            _ if ty.block_len() == STEP => (steps * scale_bytes(ty), steps * 64 * stored_bits(ty)),
+            _ => (steps / 8 * scale_bytes(ty), steps * 64 * stored_bits(ty)),
         };
         let quants = scale_bytes.next_multiple_of(64);
         Self { quants, bytes: quants + quant_bytes.next_multiple_of(64) }
     }
 }
 
-/// Bytes of scales of 8 steps of Q4_K.
-pub(crate) const Q4K_SCALES: usize = 64 + 16 * GROUP;
-/// Bytes of scales of 8 steps of Q6_K.
-pub(crate) const Q6K_SCALES: usize = 32 + 16 * GROUP;
+/// Bytes of the scales of a block of 16 rows.
+pub(crate) const fn scale_bytes(ty: WeightType) -> usize {
+    match ty {
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 => 0,
+        WeightType::Q4_0 | WeightType::Q5_0 | WeightType::Q8_0 | WeightType::IQ4NL => 32,
+        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::MXFP4 => 64,
+        WeightType::Q4K | WeightType::Q5K => 64 + 16 * GROUP,
+        WeightType::Q2K => 64 + 32 * GROUP,
+        WeightType::Q3K | WeightType::Q6K => 32 + 16 * GROUP,
+        WeightType::IQ4XS => 32 + 8 * GROUP,
+    }
+}
+
+/// Bits of a quantized weight in memory.
+pub(crate) const fn stored_bits(ty: WeightType) -> usize {
+    match ty {
+        WeightType::Q4_0
+        | WeightType::Q4_1
+        | WeightType::Q2K
+        | WeightType::Q3K
+        | WeightType::Q4K => 4,
+        WeightType::Q5_0 | WeightType::Q5_1 | WeightType::Q5K | WeightType::MXFP4 => 5,
+        WeightType::Q6K => 6,
+        WeightType::Q8_0 | WeightType::IQ4NL | WeightType::IQ4XS => 8,
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 => 0,
+    }
+}
 
 /// A matrix `[rows, cols]` in packed form; rows are padded with zeros to a multiple of 16.
 pub struct PackedMatrix {
@@ -146,9 +172,10 @@ impl PackedMatrix {
 /// Writes one row into its lane of a group.
 fn pack_row(ty: WeightType, bytes: &[u8], lane: usize, layout: GroupLayout, out: &mut [u8]) {
     let (scales, quants) = out.split_at_mut(layout.quants);
+    let step_bytes = 64 * stored_bits(ty);
     for (b, block) in bytes.chunks_exact(ty.block_bytes()).enumerate() {
         match ty {
-            WeightType::F32 => {
+            WeightType::F32 | WeightType::BF16 => {
                 let mut w = [0.0];
                 dequantize(ty, block, &mut w);
                 quants[(b * GROUP + lane) * 4..][..4].copy_from_slice(&w[0].to_ne_bytes());
@@ -157,63 +184,69 @@ fn pack_row(ty: WeightType, bytes: &[u8], lane: usize, layout: GroupLayout, out:
                 let bits = u16::from_le_bytes([block[0], block[1]]);
                 quants[(b * GROUP + lane) * 2..][..2].copy_from_slice(&bits.to_ne_bytes());
             }
-            WeightType::Q4_1 => {
-                put(scales, b * 64 + lane * 2, &block[0..2]);
-                put(scales, b * 64 + 32 + lane * 2, &block[2..4]);
-                pack_step(ty, &unsigned32(ty, block), lane, &mut quants[b * 256..][..256]);
-            }
-            WeightType::Q5_0 => {
-                put(scales, b * 32 + lane * 2, &block[0..2]);
-                pack_step(ty, &unsigned32(ty, block), lane, &mut quants[b * 320..][..320]);
-            }
-            WeightType::Q8_0 => {
-                put(scales, b * 32 + lane * 2, &block[0..2]);
-                pack_step(ty, &unsigned32(ty, block), lane, &mut quants[b * 512..][..512]);
-            }
-            WeightType::Q4K => {
-                let parsed = Q4K::parse(block);
-                let scales = &mut scales[b * Q4K_SCALES..][..Q4K_SCALES];
-                put(scales, lane * 2, &block[0..2]);
-                put(scales, 32 + lane * 2, &block[2..4]);
-                for s in 0..8 {
-                    scales[64 + s * GROUP + lane] = parsed.scales[s];
-                    scales[64 + (8 + s) * GROUP + lane] = parsed.mins[s];
+            _ if ty.block_len() == STEP => {
+                let parsed = Block::parse(ty, block);
+                let scales = &mut scales[b * scale_bytes(ty)..][..scale_bytes(ty)];
+                if ty == WeightType::MXFP4 {
+                    scales[lane * 4..][..4].copy_from_slice(&parsed.d.to_ne_bytes());
+                } else {
+                    put_f16(scales, lane, parsed.d);
                 }
+                if matches!(ty, WeightType::Q4_1 | WeightType::Q5_1) {
+                    put_f16(scales, GROUP + lane, parsed.m);
+                }
+                pack_step(ty, &parsed.q, lane, &mut quants[b * step_bytes..][..step_bytes]);
+            }
+            _ => {
+                let parsed = SuperBlock::parse(ty, block);
+                let scales = &mut scales[b * scale_bytes(ty)..][..scale_bytes(ty)];
+                pack_scales(ty, &parsed, lane, scales);
                 for (s, q) in parsed.q.as_chunks().0.iter().enumerate() {
-                    pack_step(ty, q, lane, &mut quants[(b * 8 + s) * 256..][..256]);
-                }
-            }
-            WeightType::Q6K => {
-                let parsed = Q6K::parse(block);
-                let scales = &mut scales[b * Q6K_SCALES..][..Q6K_SCALES];
-                put(scales, lane * 2, &block[208..210]);
-                for s in 0..16 {
-                    scales[32 + s * GROUP + lane] = parsed.scales[s] as u8;
-                }
-                for (s, q) in parsed.q.as_chunks().0.iter().enumerate() {
-                    pack_step(ty, q, lane, &mut quants[(b * 8 + s) * 384..][..384]);
+                    let step = &mut quants[(b * 8 + s) * step_bytes..][..step_bytes];
+                    pack_step(ty, q, lane, step);
                 }
             }
         }
     }
 }
 
-fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
-    out[at..at + bytes.len()].copy_from_slice(bytes);
+/// Writes the scales of 256 weights of one row into its lane.
+fn pack_scales(ty: WeightType, block: &SuperBlock, lane: usize, out: &mut [u8]) {
+    let has_mins = matches!(ty, WeightType::Q2K | WeightType::Q4K | WeightType::Q5K);
+    // Those with 8 scales have each twice.
+    let every = match ty {
+        WeightType::Q2K | WeightType::Q3K | WeightType::Q6K => 1,
+        _ => 2,
+    };
+    put_f16(out, lane, block.d);
+    let mut at = 2 * GROUP;
+    if has_mins {
+        put_f16(out, GROUP + lane, block.dmin);
+        at += 2 * GROUP;
+    }
+    let mins = block.mins.iter().copied().step_by(every).filter(|_| has_mins);
+    let scales = block.scales.iter().map(|&scale| scale as u8).step_by(every);
+    for (i, byte) in scales.chain(mins).enumerate() {
+        out[at + i * GROUP + lane] = byte;
+    }
+}
+
+fn put_f16(out: &mut [u8], at: usize, value: f32) {
+    out[2 * at..][..2].copy_from_slice(&f16::from_f32(value).to_bits().to_ne_bytes());
 }
 
 /// Writes 32 unsigned integers of one row into its lane of a step.
 fn pack_step(ty: WeightType, q: &[u8; STEP], lane: usize, out: &mut [u8]) {
     for (col, &q) in q.iter().enumerate() {
         let (vector, byte) = (col / 4, lane * 4 + col % 4);
-        if ty == WeightType::Q8_0 {
+        if stored_bits(ty) == 8 {
             out[vector * 64 + byte] = q;
             continue;
         }
         out[vector % 4 * 64 + byte] |= (q & 15) << (4 * (vector / 4));
-        match ty {
-            WeightType::Q5_0 => out[256 + byte] |= (q >> 4) << vector,
-            WeightType::Q6K => out[256 + vector / 4 * 64 + byte] |= (q >> 4) << (2 * (vector % 4)),
+        match stored_bits(ty) {
+            5 => out[256 + byte] |= (q >> 4) << vector,
+            6 => out[256 + vector / 4 * 64 + byte] |= (q >> 4) << (2 * (vector % 4)),
             _ => {}
         }
     }

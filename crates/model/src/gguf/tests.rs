@@ -12,7 +12,7 @@ fn small() -> GgufBuilder {
         .set("negative", GgufValue::I32(-5))
         .tensor("one", GgmlType::F32, &[3, 2], (0..24).collect())
         .tensor("two", GgmlType::Q8_0, &[64], vec![7; 68])
-        .tensor("other", GgmlType::Q4_0, &[32, 1, 2], vec![9; 36]);
+        .tensor("other", GgmlType::Q8_1, &[32, 1, 2], vec![9; 72]);
     file
 }
 
@@ -90,8 +90,8 @@ fn tensors_that_cannot_be_computed_with_are_refused_by_name() {
     let error = file.tensor("other").unwrap_err().to_string();
     assert_eq!(
         error,
-        "test.gguf: tensor `other` has type Q4_0, which is not supported; supported are: F32, F16, \
-         Q4_1, Q5_0, Q8_0, Q4_K, Q6_K; choose another quantization of this model"
+        "test.gguf: tensor `other` has type Q8_1, which is not supported; supported are: F32, F16, \
+         BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS; choose another quantization of this model"
     );
     assert_eq!(file.require_supported_tensors().unwrap_err().to_string(), error);
     let missing = file.tensor("three").unwrap_err().to_string();

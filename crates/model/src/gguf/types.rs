@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use everstream_kernels::WeightType;
+
 /// How the elements of a tensor are stored.
 ///
 /// Elements come in blocks of [`block_len`](Self::block_len), each of
@@ -96,8 +98,24 @@ const LAYOUTS: &[(GgmlType, u32, &str, usize, usize)] = {
 
 impl GgmlType {
     /// The types that this engine computes with.
-    pub const SUPPORTED: &'static [Self] =
-        &[Self::F32, Self::F16, Self::Q4_1, Self::Q5_0, Self::Q8_0, Self::Q4_K, Self::Q6_K];
+    pub const SUPPORTED: &'static [Self] = &[
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::IQ4_NL,
+        Self::MXFP4,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+        Self::IQ4_XS,
+    ];
 
     /// The type with this number in a GGUF file, if ggml defines one.
     #[must_use]
@@ -132,7 +150,31 @@ impl GgmlType {
     /// Whether the kernels compute with this type.
     #[must_use]
     pub fn is_supported(self) -> bool {
-        Self::SUPPORTED.contains(&self)
+        self.weight_type().is_some()
+    }
+
+    /// The kernels' name for the type, if they compute with it.
+    #[must_use]
+    pub fn weight_type(self) -> Option<WeightType> {
+        Some(match self {
+            Self::F32 => WeightType::F32,
+            Self::F16 => WeightType::F16,
+            Self::BF16 => WeightType::BF16,
+            Self::Q4_0 => WeightType::Q4_0,
+            Self::Q4_1 => WeightType::Q4_1,
+            Self::Q5_0 => WeightType::Q5_0,
+            Self::Q5_1 => WeightType::Q5_1,
+            Self::Q8_0 => WeightType::Q8_0,
+            Self::IQ4_NL => WeightType::IQ4NL,
+            Self::MXFP4 => WeightType::MXFP4,
+            Self::Q2_K => WeightType::Q2K,
+            Self::Q3_K => WeightType::Q3K,
+            Self::Q4_K => WeightType::Q4K,
+            Self::Q5_K => WeightType::Q5K,
+            Self::Q6_K => WeightType::Q6K,
+            Self::IQ4_XS => WeightType::IQ4XS,
+            _ => return None,
+        })
     }
 
     fn layout(self) -> &'static (Self, u32, &'static str, usize, usize) {

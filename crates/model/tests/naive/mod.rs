@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use everstream_kernels::{WeightType, dequantize};
+use everstream_kernels::dequantize;
 use everstream_kv_cache::{KvSource, Place};
-use everstream_model::{Architecture, GgmlType, GgufFile, ModelConfig};
+use everstream_model::{Architecture, GgufFile, ModelConfig};
 
 /// A key that a query sees.
 #[derive(Clone, Copy, Debug)]
@@ -132,16 +132,7 @@ impl Naive {
 
 fn weights(gguf: &GgufFile, name: &str) -> Vec<f64> {
     let info = gguf.tensor(name).unwrap();
-    let ty = match info.ty() {
-        GgmlType::F32 => WeightType::F32,
-        GgmlType::F16 => WeightType::F16,
-        GgmlType::Q4_1 => WeightType::Q4_1,
-        GgmlType::Q5_0 => WeightType::Q5_0,
-        GgmlType::Q8_0 => WeightType::Q8_0,
-        GgmlType::Q4_K => WeightType::Q4K,
-        GgmlType::Q6_K => WeightType::Q6K,
-        other => panic!("{name} is {other:?}"),
-    };
+    let ty = info.ty().weight_type().unwrap();
     let mut wide = vec![0.0; info.n_elements()];
     dequantize(ty, gguf.tensor_data(info), &mut wide);
     wide.into_iter().map(f64::from).collect()

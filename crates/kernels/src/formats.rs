@@ -1,0 +1,251 @@
+//! How each quantized type reads a step of its packed weights: see `quant/packed.rs` for the layouts.
+
+use crate::quant::WeightType;
+use crate::quant::packed::{GROUP, scale_bytes, stored_bits};
+use crate::simd::Simd;
+
+/// Prefetch distances, in bytes. They were found by trial on Zen 4: 4096 and 8192 are worse than
+/// either, and no rule was found that predicts the best one of a layout.
+const NEAR: usize = 640;
+const FAR: usize = 2176;
+
+/// Scales of a step for 16 rows.
+pub(crate) struct Scales<S: Simd> {
+    /// Of columns 0..16 and 16..32; the first for all of them unless the type has [`Format::HALVES`].
+    pub(crate) scales: [S::F; 2],
+    /// What is added for each unit of the inputs, likewise, if the type has an [`Format::OFFSET`].
+    pub(crate) offsets: [S::F; 2],
+}
+
+impl<S: Simd> Clone for Scales<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: Simd> Copy for Scales<S> {}
+
+/// How one weight type reads a step.
+pub(crate) trait Format {
+    /// The type whose layout it reads.
+    const TYPE: WeightType;
+    /// Bytes of quants of a step.
+    const STEP_BYTES: usize = 64 * stored_bits(Self::TYPE);
+    /// How far ahead of the weights that meet a single input the next ones are asked for: measured,
+    /// see `docs/BENCHMARKS.md`.
+    const PREFETCH_BYTES: usize = NEAR;
+    /// Subtracted from every stored integer.
+    const BIAS: i32 = 0;
+    /// Columns 0..16 and 16..32 have scales of their own.
+    const HALVES: bool = false;
+    /// There is a minimum.
+    const OFFSET: bool = false;
+
+    /// # Safety
+    ///
+    /// As for [`Simd`]; `quants` points to a step of [`Self::STEP_BYTES`].
+    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8];
+
+    /// # Safety
+    ///
+    /// As for [`Simd`]; `scales` points to those of a group that has the step.
+    unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S>;
+
+    /// # Safety
+    ///
+    /// As for [`Simd`]; `x` points to four integers.
+    #[inline(always)]
+    unsafe fn dot<S: Simd>(acc: S::I, w: S::B, x: *const i8) -> S::I {
+        // SAFETY: the caller's promise. Bytes above 127 need the wide form.
+        unsafe {
+            if stored_bits(Self::TYPE) == 8 {
+                S::dot::<true>(acc, w, x)
+            } else {
+                S::dot::<false>(acc, w, x)
+            }
+        }
+    }
+}
+
+/// Low nibbles of four vectors, then their high nibbles: 256 bytes.
+#[inline(always)]
+unsafe fn nibbles<S: Simd>(quants: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mask = S::splat_b(15);
+        let mut w = [mask; 8];
+        for i in 0..4 {
+            let both = S::bytes(quants.add(64 * i));
+            w[i] = S::and(both, mask);
+            w[4 + i] = S::and(S::shr::<4>(both), mask);
+        }
+        w
+    }
+}
+
+/// 256 bytes of nibbles, then 64 of fifth bits.
+#[inline(always)]
+unsafe fn five_bits<S: Simd>(quants: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut w = nibbles::<S>(quants);
+        let high = S::bytes(quants.add(256));
+        let bit = S::splat_b(16);
+        w[0] = S::or(w[0], S::and(S::shl::<4>(high), bit));
+        w[1] = S::or(w[1], S::and(S::shl::<3>(high), bit));
+        w[2] = S::or(w[2], S::and(S::shl::<2>(high), bit));
+        w[3] = S::or(w[3], S::and(S::shl::<1>(high), bit));
+        w[4] = S::or(w[4], S::and(high, bit));
+        w[5] = S::or(w[5], S::and(S::shr::<1>(high), bit));
+        w[6] = S::or(w[6], S::and(S::shr::<2>(high), bit));
+        w[7] = S::or(w[7], S::and(S::shr::<3>(high), bit));
+        w
+    }
+}
+
+/// 256 bytes of nibbles, then 128 of bit pairs.
+#[inline(always)]
+unsafe fn six_bits<S: Simd>(quants: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut w = nibbles::<S>(quants);
+        let pair = S::splat_b(48);
+        for h in 0..2 {
+            let high = S::bytes(quants.add(256 + 64 * h));
+            let w = &mut w[4 * h..];
+            w[0] = S::or(w[0], S::and(S::shl::<4>(high), pair));
+            w[1] = S::or(w[1], S::and(S::shl::<2>(high), pair));
+            w[2] = S::or(w[2], S::and(high, pair));
+            w[3] = S::or(w[3], S::and(S::shr::<2>(high), pair));
+        }
+        w
+    }
+}
+
+/// 512 bytes.
+#[inline(always)]
+unsafe fn bytes<S: Simd>(quants: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut w = [S::bytes(quants); 8];
+        for (i, w) in w.iter_mut().enumerate().skip(1) {
+            *w = S::bytes(quants.add(64 * i));
+        }
+        w
+    }
+}
+
+/// One scale for a step.
+#[inline(always)]
+fn one<S: Simd>(scale: S::F) -> Scales<S> {
+    Scales { scales: [scale; 2], offsets: [scale; 2] }
+}
+
+/// A step's `d`, in f16.
+#[inline(always)]
+unsafe fn d<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
+    // SAFETY: 32 bytes for each step.
+    unsafe { one(S::load_f16(scales.add(step * 32).cast())) }
+}
+
+/// A step's `d`, in f32.
+#[inline(always)]
+unsafe fn wide_d<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
+    // SAFETY: 64 bytes for each step.
+    unsafe { one(S::load(scales.add(step * 64).cast())) }
+}
+
+/// A step's `d` and `m`, in f16.
+#[inline(always)]
+unsafe fn d_and_m<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
+    // SAFETY: 64 bytes for each step.
+    unsafe {
+        let p = scales.add(step * 64);
+        let (d, m) = (S::load_f16(p.cast()), S::load_f16(p.add(32).cast()));
+        Scales { scales: [d; 2], offsets: [m; 2] }
+    }
+}
+
+/// `d`, `dmin` of 8 steps, then `n` scales for each step, then as many minima.
+#[inline(always)]
+unsafe fn scales_and_mins<S: Simd, F: Format>(scales: *const u8, step: usize) -> Scales<S> {
+    let n = if F::HALVES { 2 } else { 1 };
+    // SAFETY: `scale_bytes` bytes for each 8 steps.
+    unsafe {
+        let p = scales.add(step / 8 * scale_bytes(F::TYPE));
+        let (d, dmin) = (S::load_f16(p.cast()), S::load_f16(p.add(32).cast()));
+        let of_step = p.add(64 + step % 8 * n * GROUP);
+        let scale = |i: usize| S::mul(d, S::load_u8(of_step.add(i * GROUP)));
+        let min = |i: usize| S::mul(dmin, S::load_u8(of_step.add((8 * n + i) * GROUP)));
+        let offset = |i: usize| S::sub(S::splat(0.0), min(i));
+        Scales { scales: [scale(0), scale(n - 1)], offsets: [offset(0), offset(n - 1)] }
+    }
+}
+
+/// `d` of 8 steps, then one or two signed scales for each step.
+#[inline(always)]
+unsafe fn signed_scales<S: Simd, F: Format>(scales: *const u8, step: usize) -> Scales<S> {
+    let n = if F::HALVES { 2 } else { 1 };
+    // SAFETY: `scale_bytes` bytes for each 8 steps.
+    unsafe {
+        let p = scales.add(step / 8 * scale_bytes(F::TYPE));
+        let d = S::load_f16(p.cast());
+        let of_step = p.add(32 + step % 8 * n * GROUP);
+        let scale = |i: usize| S::mul(d, S::load_i8(of_step.add(i * GROUP)));
+        Scales { scales: [scale(0), scale(n - 1)], offsets: [d; 2] }
+    }
+}
+
+/// A format of these constants, which reads vectors and scales by these functions.
+macro_rules! format {
+    ($name:ident, $vectors:expr, $scales:expr $(, $constant:ident: $ty:ty = $value:expr)*) => {
+        pub(crate) struct $name;
+        impl Format for $name {
+            const TYPE: WeightType = WeightType::$name;
+            $(const $constant: $ty = $value;)*
+
+            #[inline(always)]
+            unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
+                // SAFETY: the caller's promise.
+                unsafe { $vectors(quants) }
+            }
+            #[inline(always)]
+            unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
+                // SAFETY: the caller's promise.
+                unsafe { $scales(scales, step) }
+            }
+        }
+    };
+}
+
+format!(Q4_0, nibbles::<S>, d::<S>, BIAS: i32 = 8);
+format!(Q4_1, nibbles::<S>, d_and_m::<S>, OFFSET: bool = true);
+format!(Q5_0, five_bits::<S>, d::<S>, BIAS: i32 = 16);
+format!(Q5_1, five_bits::<S>, d_and_m::<S>, OFFSET: bool = true);
+// IQ4_NL is stored in the same way.
+format!(Q8_0, bytes::<S>, d::<S>, BIAS: i32 = 128);
+format!(MXFP4, five_bits::<S>, wide_d::<S>, BIAS: i32 = 12);
+format!(
+    Q2K, nibbles::<S>, scales_and_mins::<S, Self>,
+    PREFETCH_BYTES: usize = FAR, HALVES: bool = true, OFFSET: bool = true
+);
+format!(
+    Q3K, nibbles::<S>, signed_scales::<S, Self>,
+    PREFETCH_BYTES: usize = FAR, BIAS: i32 = 4, HALVES: bool = true
+);
+format!(
+    Q4K, nibbles::<S>, scales_and_mins::<S, Self>,
+    PREFETCH_BYTES: usize = FAR, OFFSET: bool = true
+);
+format!(
+    Q5K, five_bits::<S>, scales_and_mins::<S, Self>,
+    PREFETCH_BYTES: usize = FAR, OFFSET: bool = true
+);
+format!(
+    Q6K, six_bits::<S>, signed_scales::<S, Self>,
+    PREFETCH_BYTES: usize = FAR, BIAS: i32 = 32, HALVES: bool = true
+);
+format!(
+    IQ4XS, bytes::<S>, signed_scales::<S, Self>,
+    PREFETCH_BYTES: usize = FAR, BIAS: i32 = 128
+);
