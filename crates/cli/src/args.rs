@@ -117,15 +117,20 @@ pub(crate) struct CacheArgs {
     /// Recent tokens that a query sees
     #[arg(long, value_name = "W", default_value_t = 512)]
     pub(crate) window: usize,
-    /// Tokens at which a stream of policy dense ends
-    #[arg(long, value_name = "N", default_value_t = SessionConfig::default().max_tokens)]
-    pub(crate) context_limit: usize,
     /// Longest prefill chunk
     #[arg(long, value_name = "C", default_value_t = 256)]
     pub(crate) chunk: usize,
     /// Storage of keys and values
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub(crate) cache_type: CacheType,
+}
+
+/// Where a stream that keeps everything ends.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DenseArgs {
+    /// Tokens at which a stream of policy dense ends
+    #[arg(long, value_name = "N", default_value_t = SessionConfig::default().max_tokens)]
+    pub(crate) context_limit: usize,
 }
 
 /// How `remember` recalls.
@@ -408,7 +413,6 @@ impl CacheArgs {
             n_sink: self.sinks,
             window_tokens: self.window,
             chunk_tokens: self.chunk,
-            max_tokens: self.context_limit,
             kv_type: match self.cache_type {
                 CacheType::F32 => KvType::F32,
                 CacheType::F16 => KvType::F16,
@@ -546,6 +550,8 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     #[command(flatten)]
+    pub(crate) dense: DenseArgs,
+    #[command(flatten)]
     pub(crate) recall: RecallArgs,
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
@@ -587,6 +593,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) policy: Option<Policy>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) dense: DenseArgs,
     #[command(flatten)]
     pub(crate) recall: RecallArgs,
     #[command(flatten)]
@@ -669,6 +677,8 @@ pub(crate) struct InspectArgs {
     pub(crate) policy: Policy,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) dense: DenseArgs,
     /// Tokens of recalled context
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) context_tokens: usize,

@@ -144,7 +144,6 @@ impl RunArgs {
     /// Refuses what the task would not look at.
     pub(crate) fn check(&self, task: &dyn Task) -> Result<(), String> {
         let reads = task.reads();
-        let is_default = self.cache.context_limit == SessionConfig::default().max_tokens;
         let asks_for_more = self.unanswerable && !["squad", "locomo"].contains(&task.name());
         let unused = [
             ("--data", self.data.is_some() && reads == Reads::Nothing),
@@ -154,7 +153,6 @@ impl RunArgs {
                 !self.distance.is_empty() && matches!(reads, Reads::Items | Reads::Streams),
             ),
             ("--unanswerable", asks_for_more),
-            ("--context-limit", !is_default),
         ];
         match unused.iter().find(|(_, is_given)| *is_given) {
             Some((flag, _)) => {

@@ -40,6 +40,7 @@ const INTERRUPTED: i32 = 130;
 pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     // What can be wrong without a model is found before one is loaded.
     let mut config = args.cache.session(args.policy.unwrap_or(Policy::Remember));
+    config.max_tokens = args.dense.context_limit;
     if args.session.session.is_some() {
         config.memory_type = load::SAVED_MEMORY_TYPE;
     }

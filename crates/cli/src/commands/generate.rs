@@ -22,6 +22,7 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
         bail!("the prompt is empty: use --prompt TEXT or --file FILE with some text");
     }
     let mut config = args.cache.session(args.policy.unwrap_or(Policy::Remember));
+    config.max_tokens = args.dense.context_limit;
     args.recall.apply(&mut config);
     config.check()?;
     Sampler::new(args.sample.options().sampler)?;

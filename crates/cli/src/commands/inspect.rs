@@ -23,6 +23,7 @@ const MAX_SHOWN_CHARS: usize = 200;
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let mut config = args.cache.session(args.policy);
+    config.max_tokens = args.dense.context_limit;
     config.context_tokens = args.context_tokens;
     config.check()?;
     let files = load::files(common, &args.model)?;

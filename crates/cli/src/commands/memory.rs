@@ -296,6 +296,14 @@ fn import(common: &Common, data: &Path, args: &ImportArgs) -> anyhow::Result<()>
         }
         texts.push(text);
     }
+    if texts.is_empty() {
+        bail!(
+            "{} holds no texts: a JSON object a line, as `memory export` writes them",
+            args.file.display()
+        );
+    }
+    let model = load::model(common, &args.model.model)?;
+    let encoder = load::encoder(common, Policy::Remember)?.context("no sentence encoder")?;
     let folder = Arc::new(SessionFolder::create(data, &args.session)?);
     let mut config = SessionConfig {
         memory_type: load::SAVED_MEMORY_TYPE,
@@ -305,8 +313,6 @@ fn import(common: &Common, data: &Path, args: &ImportArgs) -> anyhow::Result<()>
     if let Some(geometry) = saved_geometry(&folder)? {
         geometry.apply(&mut config);
     }
-    let model = load::model(common, &args.model.model)?;
-    let encoder = load::encoder(common, Policy::Remember)?.context("no sentence encoder")?;
     let storage = Storage { folder, max_bytes: None, accepts_loss: false };
     let mut session = Session::open(model, encoder, config, &storage)?;
     let bar = output::bar(texts.len() as u64, "{msg} {wide_bar} {pos}/{len} texts {eta}");
