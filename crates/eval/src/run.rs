@@ -26,6 +26,9 @@ pub(crate) const ANSWERS: &str = "answers.jsonl";
 pub(crate) const TIMINGS: &str = "timings.jsonl";
 pub(crate) const SETTINGS: &str = "run.json";
 
+/// Characters by which a document is known.
+const ABOUT_CHARS: usize = 60;
+
 /// One question, answered. The same settings give the same answers, byte for byte; how long they took is
 /// kept in a file of its own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +49,10 @@ pub struct Answer {
     pub references: Vec<String>,
     /// What the model said.
     pub answer: String,
+    /// How the first document with evidence begins; empty without evidence. Answers that share it are no
+    /// independent ones.
+    #[serde(default)]
+    pub about: String,
     /// Tokens between the end of the evidence and the question.
     pub distance: u64,
     /// What was recalled, first and one past the last token of each block.
@@ -443,6 +450,7 @@ impl Run<'_> {
         let scores = self.task.score(&generated.text, question);
         let last = question.evidence.iter().map(|&i| ends[i]).max();
         let asked_at = end_of(ends, question.after);
+        let about = question.evidence.first().map(|&i| &stream.documents[i]);
         let answer = Answer {
             seed: 0,
             stream: 0,
@@ -452,6 +460,7 @@ impl Run<'_> {
             prompt: question.prompt.clone(),
             references: question.references.clone(),
             answer: generated.text,
+            about: about.map_or(String::new(), |text| text.chars().take(ABOUT_CHARS).collect()),
             distance: last.map_or(0, |last| asked_at.saturating_sub(last)),
             recalled,
             found,

@@ -45,8 +45,7 @@ pub struct Metric {
     pub difference: Option<(f64, [f64; 2])>,
 }
 
-/// Means, intervals and paired differences. Questions count as independent of each other, which those
-/// about one paragraph are not quite: true intervals are somewhat wider.
+/// Means, intervals and paired differences. For intervals, questions about one document count as one.
 #[must_use]
 pub fn summarise(answers: &[Answer], task: &dyn Task, seed: u64) -> Summary {
     let mut names: Vec<&str> = Vec::new();
@@ -147,7 +146,21 @@ fn measures(answers: &[&Answer], task: &dyn Task) -> Vec<Measure> {
     for &total in task.totals() {
         measures.extend(total_measures(total, answers));
     }
+    for measure in &mut measures {
+        if let Number::Sums(statistic) = &mut measure.number
+            && statistic.parts.len() == answers.len()
+        {
+            let keys = answers.iter().map(|answer| cluster(answer));
+            *statistic = statistic.clone().clustered(keys);
+        }
+    }
     measures
+}
+
+/// What answers share that are not independent: the document that they are about, or nothing.
+fn cluster(answer: &Answer) -> (&str, Option<(u64, usize, &str)>) {
+    let own = || (answer.seed, answer.stream, &*answer.question);
+    (&answer.about, answer.about.is_empty().then(own))
 }
 
 fn total_measures(total: Total, answers: &[&Answer]) -> Vec<Measure> {
@@ -211,6 +224,7 @@ mod tests {
             prompt: String::new(),
             references: Vec::new(),
             answer: String::new(),
+            about: String::new(),
             distance: 0,
             recalled: Vec::new(),
             found,

@@ -1,5 +1,8 @@
 //! How sure a statistic is.
 
+use std::collections::HashMap;
+use std::hash::Hash;
+
 /// A number that many answers give together: sums over the answers, and what becomes of the sums.
 #[derive(Clone, Debug)]
 pub struct Statistic {
@@ -27,6 +30,28 @@ impl Statistic {
     pub fn mean(values: impl IntoIterator<Item = f64>) -> Self {
         let parts = values.into_iter().map(|value| vec![value, 1.0]).collect();
         Self { parts, value: |sums| sums[0] / sums[1] }
+    }
+
+    /// The same number, in which answers with the same key count as one for its interval: those about one text
+    /// are right and wrong together. Sums are made of sums, so such answers are added up beforehand.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer keys than answers.
+    #[must_use]
+    pub fn clustered<K: Eq + Hash>(self, keys: impl IntoIterator<Item = K>) -> Self {
+        let mut places = HashMap::new();
+        let mut parts: Vec<Vec<f64>> = Vec::new();
+        let mut keys = keys.into_iter();
+        for part in self.parts {
+            let key = keys.next().expect("a key for each answer");
+            let place = *places.entry(key).or_insert(parts.len());
+            match parts.get_mut(place) {
+                Some(sums) => sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
+                None => parts.push(part),
+            }
+        }
+        Self { parts, value: self.value }
     }
 
     /// The number that all answers give; `None` without answers.
@@ -92,6 +117,25 @@ mod tests {
         let b = Statistic::mean([1.0, 9.0, 3.0, 7.0]);
         assert_eq!(b.interval(Some(&a), 3), Some(Interval { low: 1.0, high: 1.0 }));
         assert_eq!(b.interval(Some(&mean), 3), None);
+    }
+
+    #[test]
+    fn answers_about_one_text_say_less_than_as_many_others() {
+        // A hundred texts, each asked about four times, always with the same success.
+        let values = || (0..400).map(|i| f64::from(i / 4 % 2));
+        let alone = Statistic::mean(values());
+        let together = Statistic::mean(values()).clustered((0..400).map(|i| i / 4));
+        assert_eq!((together.value(), together.parts.len()), (alone.value(), 100));
+        let width = |statistic: &Statistic| {
+            let Interval { low, high } = statistic.interval(None, 1).unwrap();
+            high - low
+        };
+        // Twice the standard error.
+        let ratio = width(&together) / width(&alone);
+        assert!((1.8..2.2).contains(&ratio), "{ratio}");
+        // Keys of their own change nothing.
+        let apart = Statistic::mean(values()).clustered(0..400);
+        assert_eq!(apart.interval(None, 1), alone.interval(None, 1));
     }
 
     #[test]
