@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::EvalError;
 
+/// What some programs begin UTF-8 with.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// One object of a file, which can say where it stands when something is missing.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -27,8 +30,13 @@ pub fn records(path: &Path) -> Result<Vec<Record>, EvalError> {
     let mut bytes = fs_err::read(path)?;
     if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut plain = Vec::new();
-        flate2::read::MultiGzDecoder::new(&*bytes).read_to_end(&mut plain)?;
+        flate2::read::MultiGzDecoder::new(&*bytes).read_to_end(&mut plain).map_err(|error| {
+            EvalError::Setting(format!("{}: damaged or cut off: {error}", path.display()))
+        })?;
         bytes = plain;
+    }
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
     }
     let record = |number, value| Record { path: path.to_owned(), number, value };
     if bytes.starts_with(b"PAR1") {
@@ -101,6 +109,18 @@ impl Record {
     pub fn text(&self, field: &str) -> Result<&str, EvalError> {
         let text = self.value.get(field).and_then(Value::as_str);
         text.ok_or_else(|| self.error(&format!("`{field}` is missing, or is not a text")))
+    }
+
+    /// A field's text or whole number, as text: what items are called.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError::Record`] naming the field if it is neither.
+    pub fn name(&self, field: &str) -> Result<String, EvalError> {
+        match self.value.get(field) {
+            Some(Value::Number(number)) if number.is_u64() => Ok(number.to_string()),
+            _ => self.text(field).map(str::to_owned),
+        }
     }
 
     /// A field's list.

@@ -146,9 +146,16 @@ impl Reading {
                 let window_tokens = budget - n_sink;
                 SessionConfig { policy, window_tokens, document_context, ..config }
             }
+            // It has no use for keys and values that fit any place: its window is an ordinary one.
             Self::RagText => {
                 let window_tokens = config.window_tokens + config.context_tokens;
-                SessionConfig { policy: Policy::Remember, window_tokens, ..config }
+                let document_context = DocumentContext::Stream;
+                SessionConfig {
+                    policy: Policy::Remember,
+                    window_tokens,
+                    document_context,
+                    ..config
+                }
             }
             Self::Remember => SessionConfig { policy: Policy::Remember, ..config },
         }

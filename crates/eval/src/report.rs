@@ -1,5 +1,6 @@
 //! Reports of runs that were kept: Markdown, CSV, plots, and one page with all of it.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use everstream_runtime::memory::write_whole;
 use serde_json::Value;
 
 use crate::plot::{Row, Series, dots, escape, lines};
-use crate::run::{ANSWERS, SETTINGS, TIMINGS};
+use crate::run::{ANSWERS, SETTINGS, TIMINGS, key};
 use crate::{Answer, EvalError, Method, MethodSummary, Summary, Task, Timing, summarise, task};
 
 /// What a run left in its folder.
@@ -43,6 +44,8 @@ impl KeptRun {
             Method::ALL.iter().position(|&name| name == policy)
         };
         // Of methods with one policy, the one that comes first in the file stays first.
+        let mut known = HashSet::new();
+        answers.retain(|answer| known.insert(key(answer)));
         answers.sort_by_key(place);
         let timings = read_lines(&folder.join(TIMINGS), &wrong)?;
         let name =
@@ -77,12 +80,14 @@ impl KeptRun {
             other => other.to_string(),
         };
         let n = summary.methods.iter().map(|method| method.n).max().unwrap_or(0);
+        let is_whole = summary.methods.iter().all(|method| method.n == n);
         let mut seeds: Vec<u64> = self.answers.iter().map(|answer| answer.seed).collect();
         seeds.sort_unstable();
         seeds.dedup();
         let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
         format!(
-            "{} on {}: {n} questions, seeds {}, cache {} + {} + {}",
+            "{}{} on {}: {n} questions, seeds {}, cache {} + {} + {}",
+            if is_whole { "" } else { "UNFINISHED, means are of different questions: " },
             text("task"),
             text("model"),
             seeds.join(", "),
@@ -131,7 +136,9 @@ pub fn write_report(runs: &[KeptRun], folder: &Path) -> Result<(), EvalError> {
     let mut table = csv::Writer::from_writer(Vec::new());
     let wrong = |error: csv::Error| EvalError::Io(error.into());
     table.write_record(CSV_FIELDS).map_err(wrong)?;
+    let mut names: Vec<String> = Vec::new();
     for run in runs {
+        let name = own_name(&run.name, &names);
         let task = run.task()?;
         if run.answers.is_empty() {
             return Err(EvalError::Setting(format!("{}: nothing was answered yet", run.name)));
@@ -139,8 +146,8 @@ pub fn write_report(runs: &[KeptRun], folder: &Path) -> Result<(), EvalError> {
         let summary = run.summary()?;
         let heading = run.heading(&summary);
         let plots = plots(run, &*task, &summary);
-        let _ = writeln!(text, "## {}\n\n{heading}\n", run.name);
-        let _ = writeln!(page, "<h2>{}</h2>\n<p>{}</p>", escape(&run.name), escape(&heading));
+        let _ = writeln!(text, "## {name}\n\n{heading}\n");
+        let _ = writeln!(page, "<h2>{name}</h2>\n<p>{}</p>", escape(&heading));
         for (title, rows) in tables(&*task, &summary) {
             if let Some(title) = title {
                 let _ = writeln!(text, "\n{title}\n");
@@ -150,25 +157,35 @@ pub fn write_report(runs: &[KeptRun], folder: &Path) -> Result<(), EvalError> {
             page += &html(&rows);
         }
         let _ = writeln!(text);
-        for (name, svg) in plots {
-            let file = format!("{}-{name}.svg", run.name);
+        for (plot, svg) in plots {
+            let file = format!("{name}-{plot}.svg");
             write_whole(&folder.join(&file), svg.as_bytes())?;
-            let _ = writeln!(text, "![{} of {}]({file})\n", name, run.name);
+            let _ = writeln!(text, "![{plot} of {name}]({file})\n");
             let _ = writeln!(page, "<figure>{svg}</figure>");
         }
         for (group, methods) in
             std::iter::once((String::new(), summary.methods)).chain(summary.groups)
         {
-            for record in csv_records(run, &group, &methods) {
+            for record in csv_records(run, &name, &group, &methods) {
                 table.write_record(record).map_err(wrong)?;
             }
         }
+        names.push(name);
     }
     let table = table.into_inner().map_err(|error| EvalError::Io(error.into_error()))?;
     write_whole(&folder.join("report.md"), format!("# Evaluation\n\n{text}").as_bytes())?;
     write_whole(&folder.join("report.csv"), &table)?;
     write_whole(&folder.join("report.html"), whole_page(&page).as_bytes())?;
     Ok(())
+}
+
+/// A name of letters, digits, '-', '_' and '.' that none of `others` is.
+fn own_name(name: &str, others: &[String]) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name: String = name.chars().map(plain).collect();
+    let numbered = (2..).map(|i| format!("{name}-{i}"));
+    let mut names = std::iter::once(name.clone()).chain(numbered);
+    names.find(|name| !others.contains(name)).unwrap_or(name)
 }
 
 /// The tables of a run, each under its title: all questions, then its groups.
@@ -285,14 +302,19 @@ const CSV_FIELDS: [&str; 15] = [
     "tokens_seen",
 ];
 
-fn csv_records(run: &KeptRun, group: &str, methods: &[MethodSummary]) -> Vec<[String; 15]> {
+fn csv_records(
+    run: &KeptRun,
+    name: &str,
+    group: &str,
+    methods: &[MethodSummary],
+) -> Vec<[String; 15]> {
     let text = |field: &str| run.settings[field].as_str().unwrap_or("").to_owned();
     let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     let mut records = Vec::new();
     for method in methods {
         for metric in &method.metrics {
             records.push([
-                run.name.clone(),
+                name.to_owned(),
                 text("task"),
                 text("model"),
                 group.to_owned(),

@@ -25,6 +25,8 @@ use crate::{EvalError, Method, Question, Stream, Task, TaskOptions};
 pub(crate) const ANSWERS: &str = "answers.jsonl";
 pub(crate) const TIMINGS: &str = "timings.jsonl";
 pub(crate) const SETTINGS: &str = "run.json";
+/// Locked by the process that writes into the folder.
+const LOCK: &str = "lock";
 
 /// Characters by which a document is known.
 const ABOUT_CHARS: usize = 60;
@@ -139,6 +141,12 @@ impl Run<'_> {
                 streams.push((seed, number, stream));
             }
         }
+        if streams.iter().all(|(_, _, stream)| stream.questions.is_empty()) {
+            return Err(EvalError::Setting(
+                "there is no question that could be asked: see what the task reads, and --unanswerable"
+                    .to_owned(),
+            ));
+        }
         self.check(&streams)?;
         let mut kept = Kept::open(self.folder.as_deref(), &self.settings()?)?;
         let total = self.methods.len()
@@ -164,7 +172,8 @@ impl Run<'_> {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..self.n_jobs.get()).map(|_| scope.spawn(work)).collect();
+            let n_jobs = self.n_jobs.get().min(streams.len());
+            let others: Vec<_> = (1..n_jobs).map(|_| scope.spawn(work)).collect();
             let results = std::iter::once(work())
                 .chain(others.into_iter().map(|o| o.join().unwrap_or_else(|p| resume_unwind(p))));
             results.collect::<Result<Vec<()>, _>>()
@@ -210,15 +219,16 @@ impl Run<'_> {
         let TaskOptions { data, limit, distractors, unanswerable, distances, seed: _ } =
             &self.options;
         let model = self.model.config();
-        let data_bytes = match data {
-            Some(path) => Some(fs_err::metadata(path)?.len()),
+        let name = data.as_ref().and_then(|path| path.file_name()).map(|n| n.to_string_lossy());
+        let data_crc = match data {
+            Some(path) => Some(crc_of(path)?),
             None => None,
         };
         let settings = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "task": self.task.name(),
-            "data": data,
-            "data_bytes": data_bytes,
+            "data": name,
+            "data_crc": data_crc,
             "limit": limit,
             "distractors": distractors,
             "unanswerable": unanswerable,
@@ -368,8 +378,11 @@ impl Run<'_> {
         let trained = self.model.config().context_length;
         if needed > trained {
             return Err(EvalError::Setting(format!(
-                "{needed} tokens would be seen at once, and the model was trained on {trained}: leave out `full`, \
-                 or use a shorter stream or a smaller budget"
+                "{needed} tokens would be seen at once, and the model was trained on {trained}: {}",
+                match reading {
+                    Reading::Full => "leave out `full`, or use a shorter stream",
+                    _ => "leave out `evidence`, or use a smaller budget or data with shorter items",
+                }
             )));
         }
         Ok(needed)
@@ -518,9 +531,9 @@ fn read_recalled(session: &mut Session, recall: &Recall) -> Result<(), SessionEr
     session.append(&tokens, Origin::turn(Role::Document))
 }
 
-type Key = (u64, usize, String, String);
+pub(crate) type Key = (u64, usize, String, String);
 
-fn key(answer: &Answer) -> Key {
+pub(crate) fn key(answer: &Answer) -> Key {
     (answer.seed, answer.stream, answer.question.clone(), answer.method.clone())
 }
 
@@ -536,13 +549,23 @@ struct Kept {
     answers: Vec<Answer>,
     known: HashSet<Key>,
     files: Option<[fs_err::File; 2]>,
+    /// Held until the run ends.
+    _lock: Option<fs_err::File>,
 }
 
 impl Kept {
     fn open(folder: Option<&Path>, settings: &str) -> Result<Self, EvalError> {
-        let mut kept = Self { answers: Vec::new(), known: HashSet::new(), files: None };
+        let mut kept =
+            Self { answers: Vec::new(), known: HashSet::new(), files: None, _lock: None };
         let Some(folder) = folder else { return Ok(kept) };
         fs_err::create_dir_all(folder)?;
+        let lock = fs_err::OpenOptions::new().create(true).append(true).open(folder.join(LOCK))?;
+        if lock.file().try_lock().is_err() {
+            return Err(EvalError::Setting(format!(
+                "another process writes into {}: end it, or use another folder",
+                folder.display()
+            )));
+        }
         let (answers, text) = whole_lines(&folder.join(ANSWERS))?;
         let (timings, _) = whole_lines(&folder.join(TIMINGS))?;
         let path = folder.join(SETTINGS);
@@ -553,8 +576,9 @@ impl Kept {
             _ if text.is_empty() => write_whole(&path, settings.as_bytes())?,
             _ => {
                 return Err(EvalError::Setting(format!(
-                    "{} holds answers of other settings than these: use another folder",
-                    folder.display()
+                    "{} holds answers of other settings than these ({} differ): use another folder",
+                    folder.display(),
+                    differences(&fs_err::read_to_string(&path)?, settings)
                 )));
             }
         }
@@ -566,10 +590,12 @@ impl Kept {
                     i + 1
                 )));
             };
-            kept.known.insert(key(&answer));
-            kept.answers.push(answer);
+            if kept.known.insert(key(&answer)) {
+                kept.answers.push(answer);
+            }
         }
         kept.files = Some([answers, timings]);
+        kept._lock = Some(lock);
         Ok(kept)
     }
 
@@ -588,6 +614,25 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// A checksum of a file's bytes.
+fn crc_of(path: &Path) -> Result<u32, EvalError> {
+    let mut crc = flate2::Crc::new();
+    crc.update(&fs_err::read(path)?);
+    Ok(crc.sum())
+}
+
+/// The names of settings that differ.
+fn differences(kept: &str, settings: &str) -> String {
+    let read = |text: &str| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap_or_default();
+    let (kept, settings) = (read(kept), read(settings));
+    let differs = |name: &&String| kept.get(*name) != settings.get(*name);
+    let mut names: Vec<&str> =
+        settings.keys().chain(kept.keys()).filter(differs).map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(", ")
 }
 
 /// A file to append to, and its lines; what a killed run left of one is cut off.

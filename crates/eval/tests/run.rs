@@ -97,11 +97,29 @@ fn an_interrupted_run_ends_as_one_that_was_not() {
     assert_ne!(others, settings);
     fs_err::write(folder.path().join("run.json"), others).unwrap();
     let error = answers(Some(folder.path()), usize::MAX).unwrap_err().to_string();
-    assert!(error.contains("other settings"), "{error}");
+    assert!(error.contains("other settings than these (window differ)"), "{error}");
     fs_err::write(folder.path().join("run.json"), settings).unwrap();
     fs_err::write(&path, "{}\n").unwrap();
     let error = answers(Some(folder.path()), usize::MAX).unwrap_err().to_string();
     assert!(error.contains("line 1 is no answer of this version"), "{error}");
+}
+
+/// What a second process writes beside the first would be counted twice.
+#[test]
+fn a_folder_has_one_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = fs_err::File::create(folder.path().join("lock")).unwrap();
+    lock.file().lock().unwrap();
+    let error = answers(Some(folder.path()), usize::MAX).unwrap_err().to_string();
+    assert!(error.contains("another process writes into"), "{error}");
+    drop(lock);
+    let n_answers = answers(Some(folder.path()), usize::MAX).unwrap().len();
+    // Answers that are there twice all the same count once.
+    let path = folder.path().join("answers.jsonl");
+    let kept = fs_err::read_to_string(&path).unwrap();
+    fs_err::write(&path, kept.repeat(2)).unwrap();
+    assert_eq!(answers(Some(folder.path()), usize::MAX).unwrap().len(), n_answers);
+    assert_eq!(KeptRun::open(folder.path()).unwrap().answers.len(), n_answers);
 }
 
 /// Streams that are read at the same time give the same file.
@@ -128,16 +146,23 @@ fn a_report_shows_what_a_run_kept() {
     write_report(std::slice::from_ref(&run), &to).unwrap();
     let read = |file: &str| fs_err::read_to_string(to.join(file)).unwrap();
     let text = read("report.md");
-    assert!(text.contains("## near & far") && text.contains("| remember hybrid | "), "{text}");
+    assert!(text.contains("## near---far") && text.contains("| remember hybrid | "), "{text}");
     assert!(text.contains("| what the model sees | 300 | 600 |"), "{text}");
     // A line for each of 8 methods, of all questions and of two groups, and the head.
     assert_eq!(read("report.csv").lines().count(), 1 + 8 * 3);
     let page = read("report.html");
-    assert!(page.contains("<h2>near &amp; far</h2>") && !page.contains("near & far"), "{page}");
+    assert!(page.contains("<h2>near---far</h2>") && !page.contains("near & far"), "{page}");
     for plot in ["methods", "curve", "reading-time", "answer-time"] {
-        let file = format!("near & far-{plot}.svg");
+        let file = format!("near---far-{plot}.svg");
         assert!(read(&file).starts_with("<svg ") && page.contains(&read(&file)), "{plot}");
     }
+    // A run that comes twice stands there twice, each with its plots; a half of one says so.
+    let mut half = run.clone();
+    half.answers.truncate(20);
+    write_report(&[run, half], &to).unwrap();
+    let text = read("report.md");
+    assert!(text.contains("## near---far-2\n\nUNFINISHED"), "{text}");
+    assert!(to.join("near---far-2-methods.svg").exists());
     let error = KeptRun::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("holds no run"), "{error}");
 }

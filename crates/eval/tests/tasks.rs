@@ -17,7 +17,7 @@ fn options(task: &str, seed: u64) -> TaskOptions {
         "stream-eval" | "passkey" | "number" | "kv-retrieval" | "multi-needle" => None,
         _ => Some(sample(&format!("{task}.jsonl"))),
     };
-    let distances = if task == "ppl" { vec![3500] } else { vec![300, 1200] };
+    let distances = if task == "ppl" { vec![3500] } else { vec![1000, 1400] };
     TaskOptions { data, limit: 12, distractors: Some(3), unanswerable: false, distances, seed }
 }
 
@@ -244,4 +244,33 @@ fn wrong_data_is_named() {
     let none = TaskOptions { data: None, ..options("squad", 1) };
     let error = by_name("squad").unwrap().streams(&none);
     assert!(matches!(error, Err(EvalError::Setting(message)) if message.contains("--data")));
+}
+
+/// The first question about a paragraph has an answer nearly always: both kinds have to be drawn.
+#[test]
+fn a_few_questions_are_of_both_kinds() {
+    let squad = by_name("squad").unwrap();
+    let mut groups = std::collections::HashMap::new();
+    for seed in 0..8 {
+        let options = TaskOptions { unanswerable: true, limit: 6, ..options("squad", seed) };
+        for question in squad.streams(&options).unwrap().into_iter().flat_map(|s| s.questions) {
+            *groups.entry(question.group).or_insert(0) += 1;
+        }
+    }
+    assert!(groups.len() == 2 && groups.values().all(|&n| n > 8), "{groups:?}");
+}
+
+#[test]
+fn distances_that_hold_no_questions_are_refused() {
+    for (name, distances, limit, expected) in [
+        ("passkey", vec![200], 40, "no room for 40 questions: use at least 1600"),
+        ("multi-needle", vec![200], 2, "use at least 320"),
+        ("number", vec![4000, 8000], 1, "--limit: at least 2"),
+        ("stream-eval", vec![100], 9, "--distance 100: use at least 160"),
+        ("stream-eval", vec![200, 300], 1, "--limit: at least 2"),
+    ] {
+        let options = TaskOptions { distances, limit, ..options(name, 1) };
+        let error = by_name(name).unwrap().streams(&options).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }

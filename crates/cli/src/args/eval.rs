@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use everstream_eval::{Method, Reads, Task, task};
-use everstream_runtime::memory::Strategy;
+use everstream_runtime::memory::{Gate, Strategy};
 use everstream_runtime::{DocumentContext, RecallConfig, SessionConfig};
 
 use super::{AmountArgs, CacheArgs, InsertionArg, ModelArgs, PlaceArg, document_context, strategy};
 use crate::examples;
+
+/// Strategies that others are compared with.
+const CONTROLS: [&str; 3] = ["random", "farthest", "recent"];
 
 #[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -166,7 +169,12 @@ impl RunArgs {
     pub(crate) fn methods(&self, config: &SessionConfig) -> Vec<Method> {
         let (mut as_text, mut put_back) = (Vec::new(), Vec::new());
         for strategy in &self.strategy {
-            let recall = RecallConfig { strategy: Arc::clone(strategy), ..config.recall.clone() };
+            let mut recall =
+                RecallConfig { strategy: Arc::clone(strategy), ..config.recall.clone() };
+            // What is relevant is not what a control recalls.
+            if CONTROLS.contains(&strategy.name()) {
+                recall.gate = Gate::OPEN;
+            }
             for place in &self.place {
                 let place = place.place();
                 let insertions = self.insertion.iter().map(|insertion| insertion.insertion());

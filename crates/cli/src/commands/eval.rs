@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use everstream_eval::{
-    KeptRun, Method, MethodSummary, Run, Summary, TaskOptions, markdown, summarise, tables, task,
-    write_report,
+    KeptRun, Method, MethodSummary, Run, Summary, Task, TaskOptions, markdown, summarise, tables,
+    task, write_report,
 };
 use everstream_runtime::Policy;
 use serde_json::{Value, json};
@@ -27,8 +27,7 @@ pub(crate) fn run(common: &Common, args: &EvalArgs) -> anyhow::Result<()> {
 
 /// Answers all questions of one task, and prints what came of it.
 pub(super) fn run_one(common: &Common, args: &RunArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let task = args.task.as_deref().and_then(task::by_name).context("an unknown task")?;
-    args.check(&*task).map_err(anyhow::Error::msg)?;
+    let task = task_of(args)?;
     let config = args.session();
     config.check()?;
     let methods = args.methods(&config);
@@ -82,6 +81,13 @@ pub(super) fn run_one(common: &Common, args: &RunArgs, out: &mut impl Write) -> 
     Ok(())
 }
 
+/// The task of a run whose settings fit it.
+pub(super) fn task_of(args: &RunArgs) -> anyhow::Result<Box<dyn Task>> {
+    let task = args.task.as_deref().and_then(task::by_name).context("an unknown task")?;
+    args.check(&*task).map_err(anyhow::Error::msg)?;
+    Ok(task)
+}
+
 fn table(
     args: &RunArgs,
     run: &Run<'_>,
@@ -118,7 +124,7 @@ fn report(args: &ReportArgs) -> anyhow::Result<()> {
 }
 
 /// The folder itself, if it holds a run, or those in it that do.
-fn runs_below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(super) fn runs_below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let holds_run = |folder: &Path| folder.join("run.json").is_file();
     if holds_run(folder) {
         return Ok(vec![folder.to_owned()]);
@@ -128,6 +134,7 @@ fn runs_below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
         let path = entry?.path();
         found.extend(holds_run(&path).then_some(path));
     }
+    found.sort();
     if found.is_empty() {
         bail!("{} holds no run: `everstream eval TASK --out DIR` makes one", folder.display());
     }

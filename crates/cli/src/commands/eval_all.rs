@@ -23,6 +23,15 @@ pub(crate) fn run(common: &Common, args: &AllArgs) -> anyhow::Result<()> {
         if let Some(limit) = args.limit {
             run.limit = limit;
         }
+        if !args.only.is_empty() && !args.only.contains(&name) {
+            runs.push((name, run));
+            continue;
+        }
+        let problem = || format!("{}: run {name}", args.file.display());
+        if run.out.is_some() || run.json {
+            bail!("{}: `out` and `json` are no keys: the folder is --out", problem());
+        }
+        eval::task_of(&run).with_context(problem)?;
         // A long comparison should not find in its middle that a file is missing.
         if let Some(path) =
             run.data.as_ref().filter(|p| !p.to_string_lossy().starts_with("hf:") && !p.exists())
@@ -40,16 +49,15 @@ pub(crate) fn run(common: &Common, args: &AllArgs) -> anyhow::Result<()> {
     {
         bail!("{name} has no run {unknown:?}");
     }
-    let mut folders = Vec::new();
     for (name, run) in runs {
         if !args.only.is_empty() && !args.only.contains(&name) {
             continue;
         }
         output::note(&name);
         eval::run_one(common, &run, &mut std::io::sink()).with_context(|| format!("run {name}"))?;
-        folders.extend(run.out);
     }
-    eval::report_of(&folders, &args.out)
+    // Also of the runs that an earlier command made.
+    eval::report_of(&eval::runs_below(&args.out)?, &args.out)
 }
 
 /// The runs of a comparison by name, each as the words of a command line.
@@ -75,8 +83,12 @@ fn comparison(text: &str, data: &Path) -> anyhow::Result<Vec<(String, Vec<String
             Some(_) => bail!("the `name` of run {} is no text", i + 1),
         };
         let is_file_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(is_file_name) {
-            bail!("run {name:?}: a name is of letters, digits, '-', '_' and '.'");
+        if name.is_empty()
+            || name.starts_with(['.'])
+            || name.starts_with("report.")
+            || !name.chars().all(is_file_name)
+        {
+            bail!("run {name:?}: a name is of letters, digits, '-', '_' and '.', and not report.*");
         }
         if all.iter().any(|(other, _)| *other == name) {
             bail!("two runs are called {name:?}: give each a `name`");

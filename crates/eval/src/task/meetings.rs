@@ -76,6 +76,9 @@ fn evidence(query: &Record, n_turns: usize) -> Result<Vec<usize>, EvalError> {
             value.as_u64().map(|n| n as usize).or_else(|| value.as_str()?.trim().parse().ok())
         };
         let (Some(first), Some(last)) = (number(0), number(1)) else { return Err(wrong()) };
+        if first > last {
+            return Err(wrong());
+        }
         evidence.extend(first..last.saturating_add(1).min(n_turns));
     }
     evidence.sort_unstable();

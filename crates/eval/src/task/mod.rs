@@ -103,8 +103,12 @@ impl TaskOptions {
         for_stream(self.seed, 0).shuffle(&mut items);
         let n_items = self.distractors.unwrap_or(draw.distractors).saturating_add(draw.asked);
         if items.len() < n_items {
+            let advice = match items.len() < draw.asked {
+                true => "use a larger file",
+                false => "use fewer --distractors",
+            };
             return Err(EvalError::Setting(format!(
-                "{} has {} {}, but a stream takes {n_items}: use fewer --distractors",
+                "{} has {} {}, but a stream takes {n_items}: {advice}",
                 self.data()?.display(),
                 items.len(),
                 draw.what

@@ -26,6 +26,12 @@ enum Kind {
     Multi,
 }
 
+impl Kind {
+    fn is_multi(self) -> bool {
+        matches!(self, Self::Multi)
+    }
+}
+
 pub(super) const PASSKEY: Needle = Needle { name: "passkey", kind: Kind::Passkey };
 pub(super) const NUMBER: Needle = Needle { name: "number", kind: Kind::Number };
 pub(super) const KV_RETRIEVAL: Needle = Needle { name: "kv-retrieval", kind: Kind::KeyValue };
@@ -37,6 +43,8 @@ const MOST_QUESTIONS: usize = 400;
 const N_TOGETHER: usize = 4;
 /// Tokens of a piece of filler, about.
 const FILLER_TOKENS: u64 = 25;
+/// Tokens of what is hidden, about.
+const NEEDLE_TOKENS: u64 = 40;
 /// Tokens of a pair of identifiers, about.
 const PAIR_TOKENS: u64 = 40;
 const FILLER: &str =
@@ -61,6 +69,19 @@ impl Task for Needle {
         if of_each(0) > MOST_QUESTIONS {
             let most = MOST_QUESTIONS * n;
             return Err(EvalError::Setting(format!("--limit: at most {most} for {n} distances")));
+        }
+        if options.limit < n {
+            return Err(EvalError::Setting(format!(
+                "--limit: at least {n}, one for each distance"
+            )));
+        }
+        let per_question = if self.kind.is_multi() { N_TOGETHER } else { 1 };
+        let least = (of_each(0) * per_question) as u64 * NEEDLE_TOKENS;
+        if let Some(short) = distances.iter().find(|&&distance| distance < least) {
+            return Err(EvalError::Setting(format!(
+                "--distance {short} has no room for {} questions: use at least {least}, or a smaller --limit",
+                of_each(0)
+            )));
         }
         let streams = distances.iter().enumerate();
         Ok(streams

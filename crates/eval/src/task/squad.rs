@@ -3,6 +3,7 @@
 use super::{Draw, Reads, Task, TaskOptions, Total, best_match};
 use crate::data::{Record, records};
 use crate::metrics::Normalisation;
+use crate::rng::for_stream;
 use crate::{EvalError, Form, Question, Stream};
 
 /// Streams of paragraphs, in an order drawn by seed; questions at the end about the first ones.
@@ -32,7 +33,11 @@ impl Task for Squad {
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {
         let mut paragraphs = paragraphs(&records(options.data()?)?)?;
-        if !options.unanswerable {
+        if options.unanswerable {
+            // The first question about a paragraph is nearly always one with an answer.
+            let mut rng = for_stream(options.seed, 1);
+            paragraphs.iter_mut().for_each(|p| rng.shuffle(&mut p.questions));
+        } else {
             paragraphs.iter_mut().for_each(|p| p.questions.retain(|(.., gold)| !gold.is_empty()));
         }
         let draw = Draw { asked: ASKED, distractors: 20, what: "paragraphs" };
@@ -52,7 +57,7 @@ impl Task for Squad {
     }
 }
 
-/// The first question about each paragraph, then the second, and so on.
+/// One question about each paragraph, then the next one, and so on.
 fn stream(paragraphs: &[Paragraph], limit: usize, unanswerable: bool) -> Stream {
     let documents: Vec<String> = paragraphs.iter().map(|p| format!("{}\n\n", p.text)).collect();
     let mut questions = Vec::new();
@@ -101,8 +106,8 @@ fn official(record: &Record) -> Result<Vec<Paragraph>, EvalError> {
                 for answer in question.list("answers")? {
                     answers.push(record.part(answer).text("text")?.to_owned());
                 }
-                let (id, text) = (question.text("id")?, question.text("question")?);
-                questions.push((id.to_owned(), text.to_owned(), answers));
+                let (id, text) = (question.name("id")?, question.text("question")?);
+                questions.push((id, text.to_owned(), answers));
             }
             out.push(Paragraph { text: paragraph.text("context")?.to_owned(), questions });
         }
@@ -123,8 +128,7 @@ fn lines(records: &[Record]) -> Result<Vec<Paragraph>, EvalError> {
             Some(object @ serde_json::Value::Object(_)) => record.part(object).texts("text")?,
             _ => record.texts("answers")?,
         };
-        let question =
-            (record.text("id")?.to_owned(), record.text("question")?.to_owned(), answers);
+        let question = (record.name("id")?, record.text("question")?.to_owned(), answers);
         if let Some(paragraph) = out.last_mut() {
             paragraph.questions.push(question);
         }

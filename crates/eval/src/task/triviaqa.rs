@@ -61,7 +61,7 @@ fn lines(records: &[Record]) -> Result<Vec<Item>, EvalError> {
         for passage in record.list("passages")? {
             passages.push(record.part(passage).text("text")?.to_owned());
         }
-        let (id, question) = (record.text("id")?.to_owned(), record.text("question")?.to_owned());
+        let (id, question) = (record.name("id")?, record.text("question")?.to_owned());
         // An item whose passages do not say it has no evidence.
         let evidence = passages.into_iter().find(|p| answers.iter().any(|a| says(p, a)));
         items.extend(evidence.map(|passage| Item { id, question, answers, passage }));
