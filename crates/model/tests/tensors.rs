@@ -1,7 +1,5 @@
 //! What the bytes of each tensor type stand for, against `gguf`, the Python package of the format's authors.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers")]
-
 use everstream_kernels::{WeightType, dequantize};
 use everstream_model::GgmlType;
 use serde::Deserialize;
