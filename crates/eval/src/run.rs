@@ -373,12 +373,13 @@ impl Run<'_> {
         };
         // The question and its answer.
         let asked = stream.questions.iter().map(|question| question.form.max_tokens).max();
-        let needed =
-            stream.questions.iter().map(of).max().unwrap_or(0) as usize + asked.unwrap_or(0) + 1024;
+        let longest = stream.questions.iter().max_by_key(|question| of(question));
+        let needed = longest.map_or(0, of) as usize + asked.unwrap_or(0) + 1024;
         let trained = self.model.config().context_length;
         if needed > trained {
             return Err(EvalError::Setting(format!(
-                "{needed} tokens would be seen at once, and the model was trained on {trained}: {}",
+                "question {}: {needed} tokens would be seen at once, and the model was trained on {trained}: {}",
+                longest.map_or("", |question| &question.id),
                 match reading {
                     Reading::Full => "leave out `full`, or use a shorter stream",
                     _ => "leave out `evidence`, or use a smaller budget or data with shorter items",
