@@ -151,7 +151,7 @@ fn measures(answers: &[&Answer], task: &dyn Task) -> Vec<Measure> {
             && statistic.parts.len() == answers.len()
         {
             let keys = answers.iter().map(|answer| cluster(answer));
-            *statistic = statistic.clone().clustered(keys);
+            *statistic = statistic.clustered(keys);
         }
     }
     measures

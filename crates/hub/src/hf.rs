@@ -24,6 +24,7 @@ use crate::HubError;
 use crate::digest::{Digest, hash_file};
 use crate::error::one_line;
 use crate::progress::Progress;
+use crate::spec::DATASETS;
 use crate::verify::{Content, WantedFile};
 use crate::wanted::hf_origin;
 
@@ -244,7 +245,7 @@ impl HfRequest<'_> {
     }
 
     fn spec(&self, file: &str) -> String {
-        let datasets = if self.is_dataset { "datasets/" } else { "" };
+        let datasets = if self.is_dataset { DATASETS } else { "" };
         format!("hf:{datasets}{}/{file}", self.repo).trim_end_matches('/').to_owned()
     }
 

@@ -75,7 +75,7 @@ pub struct HfSpec {
 }
 
 /// What the repositories of datasets begin with, as in the hub's own addresses.
-const DATASETS: &str = "datasets/";
+pub(crate) const DATASETS: &str = "datasets/";
 /// Endings of files with data.
 const DATA_ENDINGS: [&str; 5] = [".json", ".jsonl", ".jsonl.gz", ".parquet", ".txt"];
 

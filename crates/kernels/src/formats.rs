@@ -1,7 +1,8 @@
 //! How each quantized type reads a step of its packed weights: see `quant/packed.rs` for the layouts.
 
 use crate::quant::WeightType;
-use crate::quant::packed::{GROUP, scale_bytes, stored_bits};
+use crate::quant::blocks::{bias, has_minimum, scale_run};
+use crate::quant::packed::{GROUP, STEP, scale_bytes, stored_bits};
 use crate::simd::Simd;
 
 /// Prefetch distances, in bytes. They were found by trial on Zen 4: 4096 and 8192 are worse than
@@ -33,18 +34,29 @@ pub(crate) trait Format {
     const STEP_BYTES: usize = 64 * stored_bits(Self::TYPE);
     /// How far ahead of the weights that meet a single input the next ones are asked for: measured,
     /// see `docs/BENCHMARKS.md`.
-    const PREFETCH_BYTES: usize = NEAR;
+    const PREFETCH_BYTES: usize = if Self::TYPE.block_len() == STEP { NEAR } else { FAR };
     /// Subtracted from every stored integer.
-    const BIAS: i32 = 0;
+    const BIAS: i32 = bias(Self::TYPE) as i32;
     /// Columns 0..16 and 16..32 have scales of their own.
-    const HALVES: bool = false;
+    const HALVES: bool = scale_run(Self::TYPE) < STEP;
     /// There is a minimum.
-    const OFFSET: bool = false;
+    const OFFSET: bool = has_minimum(Self::TYPE);
 
     /// # Safety
     ///
     /// As for [`Simd`]; `quants` points to a step of [`Self::STEP_BYTES`].
-    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8];
+    #[inline(always)]
+    unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
+        // SAFETY: the caller's promise; a step has 64 bytes for each bit.
+        unsafe {
+            match stored_bits(Self::TYPE) {
+                4 => nibbles::<S>(quants),
+                5 => five_bits::<S>(quants),
+                6 => six_bits::<S>(quants),
+                _ => bytes::<S>(quants),
+            }
+        }
+    }
 
     /// # Safety
     ///
@@ -196,19 +208,13 @@ unsafe fn signed_scales<S: Simd, F: Format>(scales: *const u8, step: usize) -> S
     }
 }
 
-/// A format of these constants, which reads vectors and scales by these functions.
+/// The format of a type, which reads its scales by this function.
 macro_rules! format {
-    ($name:ident, $vectors:expr, $scales:expr $(, $constant:ident: $ty:ty = $value:expr)*) => {
+    ($name:ident, $scales:expr) => {
         pub(crate) struct $name;
         impl Format for $name {
             const TYPE: WeightType = WeightType::$name;
-            $(const $constant: $ty = $value;)*
 
-            #[inline(always)]
-            unsafe fn vectors<S: Simd>(quants: *const u8) -> [S::B; 8] {
-                // SAFETY: the caller's promise.
-                unsafe { $vectors(quants) }
-            }
             #[inline(always)]
             unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
                 // SAFETY: the caller's promise.
@@ -218,34 +224,16 @@ macro_rules! format {
     };
 }
 
-format!(Q4_0, nibbles::<S>, d::<S>, BIAS: i32 = 8);
-format!(Q4_1, nibbles::<S>, d_and_m::<S>, OFFSET: bool = true);
-format!(Q5_0, five_bits::<S>, d::<S>, BIAS: i32 = 16);
-format!(Q5_1, five_bits::<S>, d_and_m::<S>, OFFSET: bool = true);
+format!(Q4_0, d::<S>);
+format!(Q4_1, d_and_m::<S>);
+format!(Q5_0, d::<S>);
+format!(Q5_1, d_and_m::<S>);
 // IQ4_NL is stored in the same way.
-format!(Q8_0, bytes::<S>, d::<S>, BIAS: i32 = 128);
-format!(MXFP4, five_bits::<S>, wide_d::<S>, BIAS: i32 = 12);
-format!(
-    Q2K, nibbles::<S>, scales_and_mins::<S, Self>,
-    PREFETCH_BYTES: usize = FAR, HALVES: bool = true, OFFSET: bool = true
-);
-format!(
-    Q3K, nibbles::<S>, signed_scales::<S, Self>,
-    PREFETCH_BYTES: usize = FAR, BIAS: i32 = 4, HALVES: bool = true
-);
-format!(
-    Q4K, nibbles::<S>, scales_and_mins::<S, Self>,
-    PREFETCH_BYTES: usize = FAR, OFFSET: bool = true
-);
-format!(
-    Q5K, five_bits::<S>, scales_and_mins::<S, Self>,
-    PREFETCH_BYTES: usize = FAR, OFFSET: bool = true
-);
-format!(
-    Q6K, six_bits::<S>, signed_scales::<S, Self>,
-    PREFETCH_BYTES: usize = FAR, BIAS: i32 = 32, HALVES: bool = true
-);
-format!(
-    IQ4XS, bytes::<S>, signed_scales::<S, Self>,
-    PREFETCH_BYTES: usize = FAR, BIAS: i32 = 128
-);
+format!(Q8_0, d::<S>);
+format!(MXFP4, wide_d::<S>);
+format!(Q2K, scales_and_mins::<S, Self>);
+format!(Q3K, signed_scales::<S, Self>);
+format!(Q4K, scales_and_mins::<S, Self>);
+format!(Q5K, scales_and_mins::<S, Self>);
+format!(Q6K, signed_scales::<S, Self>);
+format!(IQ4XS, signed_scales::<S, Self>);

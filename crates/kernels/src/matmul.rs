@@ -290,19 +290,14 @@ pub fn dot_definition(ty: WeightType, row: &[u8], x: &Activations, input: usize)
     for (b, block) in row.chunks_exact(ty.block_bytes()).enumerate() {
         if ty.block_len() == STEP {
             let p = blocks::Block::parse(ty, block);
-            let min = matches!(ty, WeightType::Q4_1 | WeightType::Q5_1).then_some(p.m);
+            let min = blocks::has_minimum(ty).then_some(p.m);
             let q: Vec<i16> = (0..STEP).map(|i| p.integer(i)).collect();
             add(b * STEP, &q, p.d, &[]);
             min.iter().for_each(|&min| add(b * STEP, &[], 0.0, &[min]));
             continue;
         }
         let p = blocks::SuperBlock::parse(ty, block);
-        let has_mins = matches!(ty, WeightType::Q2K | WeightType::Q4K | WeightType::Q5K);
-        // Weights with a scale of their own.
-        let run = match ty {
-            WeightType::Q2K | WeightType::Q3K | WeightType::Q6K => 16,
-            _ => STEP,
-        };
+        let run = blocks::scale_run(ty);
         for step in (0..256).step_by(STEP) {
             let runs = || (step..step + STEP).step_by(run);
             for first in runs() {
@@ -310,7 +305,7 @@ pub fn dot_definition(ty: WeightType, row: &[u8], x: &Activations, input: usize)
                 add(b * 256 + first, &q, p.d * f32::from(p.scales[first / 16]), &[]);
             }
             let mins = runs().map(|first| 0.0 - p.dmin * f32::from(p.mins[first / 16]));
-            if has_mins {
+            if blocks::has_minimum(ty) {
                 add(b * 256 + step, &[], 0.0, &mins.collect::<Vec<_>>());
             }
         }

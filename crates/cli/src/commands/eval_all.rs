@@ -14,17 +14,20 @@ pub(crate) fn run(common: &Common, args: &AllArgs) -> anyhow::Result<()> {
     let folder = args.file.parent().unwrap_or(Path::new(""));
     let text = fs_err::read_to_string(&args.file)?;
     let name = args.file.display();
+    let all = comparison(&text, args.data.as_deref().unwrap_or(folder))
+        .with_context(|| name.to_string())?;
+    let known = all.iter().map(|(name, _)| name);
+    if let Some(unknown) = args.only.iter().find(|&only| !known.clone().any(|name| name == only)) {
+        bail!("{name} has no run {unknown:?}");
+    }
     let mut runs = Vec::new();
-    for (name, words) in comparison(&text, args.data.as_deref().unwrap_or(folder))
-        .with_context(|| name.to_string())?
-    {
+    for (name, words) in all {
         let mut run =
             parse(&words).with_context(|| format!("{}: run {name}", args.file.display()))?;
         if let Some(limit) = args.limit {
             run.limit = limit;
         }
         if !args.only.is_empty() && !args.only.contains(&name) {
-            runs.push((name, run));
             continue;
         }
         let problem = || format!("{}: run {name}", args.file.display());
@@ -45,14 +48,7 @@ pub(crate) fn run(common: &Common, args: &AllArgs) -> anyhow::Result<()> {
         run.out = Some(args.out.join(&name));
         runs.push((name, run));
     }
-    if let Some(unknown) = args.only.iter().find(|only| !runs.iter().any(|(name, _)| name == *only))
-    {
-        bail!("{name} has no run {unknown:?}");
-    }
     for (name, run) in runs {
-        if !args.only.is_empty() && !args.only.contains(&name) {
-            continue;
-        }
         output::note(&name);
         eval::run_one(common, &run, &mut std::io::sink()).with_context(|| format!("run {name}"))?;
     }

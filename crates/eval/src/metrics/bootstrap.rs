@@ -39,16 +39,16 @@ impl Statistic {
     ///
     /// If there are fewer keys than answers.
     #[must_use]
-    pub fn clustered<K: Eq + Hash>(self, keys: impl IntoIterator<Item = K>) -> Self {
+    pub fn clustered<K: Eq + Hash>(&self, keys: impl IntoIterator<Item = K>) -> Self {
         let mut places = HashMap::new();
         let mut parts: Vec<Vec<f64>> = Vec::new();
         let mut keys = keys.into_iter();
-        for part in self.parts {
+        for part in &self.parts {
             let key = keys.next().expect("a key for each answer");
             let place = *places.entry(key).or_insert(parts.len());
             match parts.get_mut(place) {
                 Some(sums) => sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
-                None => parts.push(part),
+                None => parts.push(part.clone()),
             }
         }
         Self { parts, value: self.value }

@@ -49,19 +49,10 @@ impl Task for StreamEval {
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {
-        let mut distances = options.distances.clone();
-        if distances.is_empty() {
-            distances = vec![500, 2_000, 8_000];
-        }
+        let distances = options.distances_or(&[500, 2_000, 8_000])?;
         let least = LINES as u64 * LINE_TOKENS;
         if let Some(short) = distances.iter().find(|&&distance| distance < least) {
             return Err(EvalError::Setting(format!("--distance {short}: use at least {least}")));
-        }
-        if options.limit < distances.len() {
-            let n = distances.len();
-            return Err(EvalError::Setting(format!(
-                "--limit: at least {n}, one for each distance"
-            )));
         }
         let per_distance = options.limit.div_ceil(distances.len()).max(1);
         let farthest = distances.iter().max().copied().unwrap_or(0) / LINE_TOKENS;

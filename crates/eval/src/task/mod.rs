@@ -86,6 +86,22 @@ impl TaskOptions {
         self.data.as_ref().ok_or_else(message)
     }
 
+    /// The distances asked for, or these.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError::Setting`] if there are fewer questions than distances.
+    fn distances_or(&self, default: &[u64]) -> Result<Vec<u64>, EvalError> {
+        let distances = if self.distances.is_empty() { default } else { &self.distances };
+        if self.limit < distances.len() {
+            let n = distances.len();
+            return Err(EvalError::Setting(format!(
+                "--limit: at least {n}, one for each distance"
+            )));
+        }
+        Ok(distances.to_vec())
+    }
+
     /// Streams of `items` in an order drawn by seed, each item in one stream: those that questions are about,
     /// then the distractors; `make` is given those of one stream and how many questions it may ask. Each stream
     /// has its share of the limit, but one question for each item if that is more: many questions about

@@ -26,12 +26,6 @@ enum Kind {
     Multi,
 }
 
-impl Kind {
-    fn is_multi(self) -> bool {
-        matches!(self, Self::Multi)
-    }
-}
-
 pub(super) const PASSKEY: Needle = Needle { name: "passkey", kind: Kind::Passkey };
 pub(super) const NUMBER: Needle = Needle { name: "number", kind: Kind::Number };
 pub(super) const KV_RETRIEVAL: Needle = Needle { name: "kv-retrieval", kind: Kind::KeyValue };
@@ -60,22 +54,14 @@ impl Task for Needle {
     }
 
     fn streams(&self, options: &TaskOptions) -> Result<Vec<Stream>, EvalError> {
-        let mut distances = options.distances.clone();
-        if distances.is_empty() {
-            distances = vec![4_000, 16_000];
-        }
+        let distances = options.distances_or(&[4_000, 16_000])?;
         let n = distances.len();
         let of_each = |i: usize| options.limit / n + usize::from(i < options.limit % n);
         if of_each(0) > MOST_QUESTIONS {
             let most = MOST_QUESTIONS * n;
             return Err(EvalError::Setting(format!("--limit: at most {most} for {n} distances")));
         }
-        if options.limit < n {
-            return Err(EvalError::Setting(format!(
-                "--limit: at least {n}, one for each distance"
-            )));
-        }
-        let per_question = if self.kind.is_multi() { N_TOGETHER } else { 1 };
+        let per_question = if matches!(self.kind, Kind::Multi) { N_TOGETHER } else { 1 };
         let least = (of_each(0) * per_question) as u64 * NEEDLE_TOKENS;
         if let Some(short) = distances.iter().find(|&&distance| distance < least) {
             return Err(EvalError::Setting(format!(

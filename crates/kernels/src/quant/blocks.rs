@@ -9,7 +9,7 @@ const IQ4_VALUES: [i8; 16] =
 const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// What is subtracted from the unsigned integers of a type to get the signed ones.
-pub(crate) fn bias(ty: WeightType) -> i16 {
+pub(crate) const fn bias(ty: WeightType) -> i16 {
     match ty {
         WeightType::Q3K => 4,
         WeightType::Q4_0 => 8,
@@ -18,6 +18,22 @@ pub(crate) fn bias(ty: WeightType) -> i16 {
         WeightType::Q6K => 32,
         WeightType::Q8_0 | WeightType::IQ4NL | WeightType::IQ4XS => 128,
         _ => 0,
+    }
+}
+
+/// Whether a minimum is added to the weights of a type.
+pub(crate) const fn has_minimum(ty: WeightType) -> bool {
+    matches!(
+        ty,
+        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q2K | WeightType::Q4K | WeightType::Q5K
+    )
+}
+
+/// Quantized weights that share a scale and a minimum.
+pub(crate) const fn scale_run(ty: WeightType) -> usize {
+    match ty {
+        WeightType::Q2K | WeightType::Q3K | WeightType::Q6K => 16,
+        _ => 32,
     }
 }
 
@@ -92,6 +108,8 @@ impl SuperBlock {
         // Each half of 128 weights has 32 bytes of bit pairs: quarter `p` of it takes pair `p`.
         let pair =
             |at: usize, i: usize| (block[at + i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4))) & 3;
+        // Eight runs of 32 weights share 32 bytes: each has a bit of them.
+        let bit = |at: usize, i: usize| (block[at + i % 32] >> (i / 32)) & 1;
         // 32 bytes hold 64 weights: the low nibbles first, then the high ones.
         let nibble =
             |at: usize, i: usize| (block[at + i / 64 * 32 + i % 32] >> (4 * (i / 32 % 2))) & 15;
@@ -107,20 +125,18 @@ impl SuperBlock {
                     let low = (block[96 + i % 8] >> (4 * (i / 8))) & 15;
                     (low | ((block[104 + i % 4] >> (2 * (i / 4))) & 3) << 4) as i8 - 32
                 };
-                let third = |i: usize| (block[i % 32] >> (i / 32)) & 1;
                 (
                     plain(108),
                     std::array::from_fn(scale),
-                    std::array::from_fn(|i| pair(32, i) | third(i) << 2),
+                    std::array::from_fn(|i| pair(32, i) | bit(0, i) << 2),
                 )
             }
             WeightType::Q4K | WeightType::Q5K => {
                 let six = |i: usize, first: usize| six_bits(&block[4..16], i / 2, first);
                 let mins = std::array::from_fn(|i| six(i, 4));
-                let fifth = |i: usize| (block[16 + i % 32] >> (i / 32)) & 1;
                 let q = |i: usize| match ty {
                     WeightType::Q4K => nibble(16, i),
-                    _ => nibble(48, i) | fifth(i) << 4,
+                    _ => nibble(48, i) | bit(16, i) << 4,
                 };
                 let scales = std::array::from_fn(|i| six(i, 0) as i8);
                 ((f16_at(block, 0), f16_at(block, 2), mins), scales, std::array::from_fn(q))

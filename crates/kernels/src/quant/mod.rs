@@ -68,7 +68,7 @@ impl WeightType {
     ];
 
     /// Weights per block, and bytes.
-    fn block(self) -> (usize, usize) {
+    const fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
             Self::F16 | Self::BF16 => (1, 2),
@@ -89,7 +89,7 @@ impl WeightType {
 
     /// Weights per block; a row is a whole number of blocks.
     #[must_use]
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         self.block().0
     }
 

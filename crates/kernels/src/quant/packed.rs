@@ -30,7 +30,7 @@
 
 use half::f16;
 
-use super::blocks::{Block, SuperBlock};
+use super::blocks::{Block, SuperBlock, has_minimum, scale_run};
 use super::{WeightType, dequantize};
 use crate::buffer::{AlignedBytes, Arena};
 use crate::simd::LANES;
@@ -192,7 +192,7 @@ fn pack_row(ty: WeightType, bytes: &[u8], lane: usize, layout: GroupLayout, out:
                 } else {
                     put_f16(scales, lane, parsed.d);
                 }
-                if matches!(ty, WeightType::Q4_1 | WeightType::Q5_1) {
+                if has_minimum(ty) {
                     put_f16(scales, GROUP + lane, parsed.m);
                 }
                 pack_step(ty, &parsed.q, lane, &mut quants[b * step_bytes..][..step_bytes]);
@@ -212,12 +212,9 @@ fn pack_row(ty: WeightType, bytes: &[u8], lane: usize, layout: GroupLayout, out:
 
 /// Writes the scales of 256 weights of one row into its lane.
 fn pack_scales(ty: WeightType, block: &SuperBlock, lane: usize, out: &mut [u8]) {
-    let has_mins = matches!(ty, WeightType::Q2K | WeightType::Q4K | WeightType::Q5K);
+    let has_mins = has_minimum(ty);
     // Those with 8 scales have each twice.
-    let every = match ty {
-        WeightType::Q2K | WeightType::Q3K | WeightType::Q6K => 1,
-        _ => 2,
-    };
+    let every = scale_run(ty) / 16;
     put_f16(out, lane, block.d);
     let mut at = 2 * GROUP;
     if has_mins {

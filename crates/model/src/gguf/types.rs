@@ -96,26 +96,37 @@ const LAYOUTS: &[(GgmlType, u32, &str, usize, usize)] = {
     ]
 };
 
+/// The types that the kernels compute with, and their name for each.
+const WEIGHT_TYPES: [(GgmlType, WeightType); 16] = [
+    (GgmlType::F32, WeightType::F32),
+    (GgmlType::F16, WeightType::F16),
+    (GgmlType::BF16, WeightType::BF16),
+    (GgmlType::Q4_0, WeightType::Q4_0),
+    (GgmlType::Q4_1, WeightType::Q4_1),
+    (GgmlType::Q5_0, WeightType::Q5_0),
+    (GgmlType::Q5_1, WeightType::Q5_1),
+    (GgmlType::Q8_0, WeightType::Q8_0),
+    (GgmlType::IQ4_NL, WeightType::IQ4NL),
+    (GgmlType::MXFP4, WeightType::MXFP4),
+    (GgmlType::Q2_K, WeightType::Q2K),
+    (GgmlType::Q3_K, WeightType::Q3K),
+    (GgmlType::Q4_K, WeightType::Q4K),
+    (GgmlType::Q5_K, WeightType::Q5K),
+    (GgmlType::Q6_K, WeightType::Q6K),
+    (GgmlType::IQ4_XS, WeightType::IQ4XS),
+];
+
 impl GgmlType {
     /// The types that this engine computes with.
-    pub const SUPPORTED: &'static [Self] = &[
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::Q8_0,
-        Self::IQ4_NL,
-        Self::MXFP4,
-        Self::Q2_K,
-        Self::Q3_K,
-        Self::Q4_K,
-        Self::Q5_K,
-        Self::Q6_K,
-        Self::IQ4_XS,
-    ];
+    pub const SUPPORTED: &'static [Self] = &{
+        let mut types = [Self::F32; WEIGHT_TYPES.len()];
+        let mut i = 0;
+        while i < types.len() {
+            types[i] = WEIGHT_TYPES[i].0;
+            i += 1;
+        }
+        types
+    };
 
     /// The type with this number in a GGUF file, if ggml defines one.
     #[must_use]
@@ -156,25 +167,7 @@ impl GgmlType {
     /// The kernels' name for the type, if they compute with it.
     #[must_use]
     pub fn weight_type(self) -> Option<WeightType> {
-        Some(match self {
-            Self::F32 => WeightType::F32,
-            Self::F16 => WeightType::F16,
-            Self::BF16 => WeightType::BF16,
-            Self::Q4_0 => WeightType::Q4_0,
-            Self::Q4_1 => WeightType::Q4_1,
-            Self::Q5_0 => WeightType::Q5_0,
-            Self::Q5_1 => WeightType::Q5_1,
-            Self::Q8_0 => WeightType::Q8_0,
-            Self::IQ4_NL => WeightType::IQ4NL,
-            Self::MXFP4 => WeightType::MXFP4,
-            Self::Q2_K => WeightType::Q2K,
-            Self::Q3_K => WeightType::Q3K,
-            Self::Q4_K => WeightType::Q4K,
-            Self::Q5_K => WeightType::Q5K,
-            Self::Q6_K => WeightType::Q6K,
-            Self::IQ4_XS => WeightType::IQ4XS,
-            _ => return None,
-        })
+        WEIGHT_TYPES.iter().find(|(ty, _)| *ty == self).map(|&(_, weights)| weights)
     }
 
     fn layout(self) -> &'static (Self, u32, &'static str, usize, usize) {
