@@ -1,4 +1,5 @@
-"""Rebuilds a model's own byte-level BPE tokenizer from its GGUF file, with the `tokenizers` package.
+"""Rebuilds a model's own tokenizer from its GGUF file, with the `tokenizers` package: byte-level BPE, or
+SentencePiece's BPE, whose merges follow from the scores of its tokens as the `transformers` package derives them.
 
 The pre-tokenizers are those that Hugging Face configures for the two families,
 with one exception: `qwen2` gets no NFC normalisation, because it would change the bytes of the text,
@@ -8,9 +9,9 @@ and a stream must give back what was put in.
 SmolLM2's vocabulary lacks 21 bytes, among them six ASCII control characters.
 """
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-CONTROL, USER_DEFINED = 3, 4
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -43,6 +44,8 @@ def from_gguf(fields, with_special=True):
     """`fields`: GGUF key to value. Without special tokens, `<|im_start|>` is spelled out as ordinary text."""
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields["tokenizer.ggml.token_type"]
+    if fields["tokenizer.ggml.model"] == "llama":
+        return sentencepiece(tokens, types, fields["tokenizer.ggml.scores"], with_special)
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocab = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
@@ -52,6 +55,26 @@ def from_gguf(fields, with_special=True):
         for token, kind in zip(tokens, types):
             if kind in (CONTROL, USER_DEFINED):
                 tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False)])
+    assert tokenizer.get_vocab_size() == len(tokens)
+    return tokenizer
+
+
+def sentencepiece(tokens, types, scores, with_special):
+    """Tokens with a fixed spelling are found in any text, control tokens only with `with_special`."""
+    vocab = {token: i for i, token in enumerate(tokens)}
+    normal = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind == NORMAL}
+    merges = []
+    for token, i in normal.items():
+        halves = [(token[:at], token[at:]) for at in range(1, len(token))]
+        merges += [(scores[i], len(a), a, b) for a, b in halves if a in normal and b in normal]
+    merges = [(a, b) for _, _, a, b in sorted(merges, key=lambda merge: merge[:2], reverse=True)]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    found = (CONTROL, USER_DEFINED) if with_special else (USER_DEFINED,)
+    for token, kind in zip(tokens, types):
+        if kind in found:
+            tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False)])
     assert tokenizer.get_vocab_size() == len(tokens)
     return tokenizer
 

@@ -32,6 +32,7 @@ TINY_PROMPTS = {
     "code": "def total(words):\n    return 12 + 3\n",
     "chat": "<|im_start|>user\nnaïve 42?<|im_end|>\n",
 }
+GEMMA_CHAT = "<bos><start_of_turn>user\nnaïve  42?<end_of_turn>\n\n"
 
 REAL_PROMPTS = {
     "prose": (
@@ -144,7 +145,8 @@ class Golden:
 
 
 def tiny(golden):
-    prompts = [golden.prompt(name, text) for name, text in TINY_PROMPTS.items()]
+    texts = TINY_PROMPTS | ({"chat": GEMMA_CHAT} if golden.model.is_gemma else {})
+    prompts = [golden.prompt(name, text) for name, text in texts.items()]
     n_vocab = len(golden.model.fields["tokenizer.ggml.tokens"])
     tokens = np.random.default_rng(SEED).integers(0, n_vocab, 60).tolist()
     golden.content["deviation"] = golden.deviation(tokens)
@@ -155,7 +157,7 @@ def tiny(golden):
         golden.stream(tokens, 0, 12, [11, 12, 13, 30, 59]),
         golden.stream(tokens, 4, 100, [30, 59]),
     ]
-    golden.content["greedy"] = [golden.greedy(text, 16) for text in TINY_PROMPTS.values()]
+    golden.content["greedy"] = [golden.greedy(text, 16) for text in texts.values()]
 
 
 def real(golden):

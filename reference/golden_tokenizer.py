@@ -1,4 +1,4 @@
-"""Writes golden token ids for the two tokenizers, and golden chat prompts.
+"""Writes golden token ids for the tokenizers, and golden chat prompts.
 
 `cases`: ordinary text; decoding `ids` must give `text` back, byte for byte.
 `special`: text that contains special tokens; `ids` recognises them, `ids_plain` takes them for ordinary text.
@@ -108,6 +108,14 @@ SPECIAL_TEXTS = [
     "text <|im_start|>system",
 ]
 
+GEMMA_SPECIAL_TEXTS = [
+    "<bos><start_of_turn>user\nHello<end_of_turn>\n<start_of_turn>model\n",
+    "<eos>",
+    "a<end_of_turn>b <end_of_turn> c\n\n\n<end_of_turn>\n",
+    "<start_of_turn><start_of_turn><end_of_turn>",
+    "[multimodal] <unused7><0x41> <unk>",
+]
+
 # Control characters and the bytes of unassigned planes: not in SmolLM2's vocabulary.
 BEYOND_ASCII_PRINTABLE = [
     "\u0004",
@@ -153,7 +161,7 @@ def write_ids(path, name, output):
             lossy.append({"text": text, "ids": ids, "decoded": decoded})
     special = [
         {"text": text, "ids": bpe.encode(tokenizer, text), "ids_plain": bpe.encode(plain, text)}
-        for text in SPECIAL_TEXTS
+        for text in (GEMMA_SPECIAL_TEXTS if fields["tokenizer.ggml.model"] == "llama" else SPECIAL_TEXTS)
     ]
     print(f"{name}: {len(cases)} cases, {len(special)} special, {len(lossy)} lossy")
     write_json(output, header() | {
@@ -169,6 +177,8 @@ def write_ids(path, name, output):
 
 
 def missing_bytes(fields):
+    if fields["tokenizer.ggml.model"] == "llama":
+        return []
     tokens = set(fields["tokenizer.ggml.tokens"])
     return sorted(byte for byte, symbol in bpe.byte_symbols().items() if symbol not in tokens)
 

@@ -7,7 +7,10 @@ Weights are dequantized to float32 by the `gguf` package. Activations, sums and 
 float64 by default, so that the reference has no rounding worth mentioning; float32 for speed.
 
 Families: `llama` (q and k rows permuted by the GGUF converter, so that rotary pairs are neighbours:
-elements 2i and 2i+1) and `qwen2` (pairs are i and i + head_dim/2; q, k and v have biases).
+elements 2i and 2i+1), `qwen2` (pairs are i and i + head_dim/2; q, k and v have biases), `qwen3` (norms of q and k
+instead of biases) and `gemma3` (those norms, norms behind attention and feed-forward, GELU, embeddings scaled, and
+layers that see the last places of the cache only, with a rotary base of their own).
+`check_transformers.py` compares all of them with the `transformers` package.
 
 Shapes: `n` tokens, `h` query heads, `g` key/value heads, `d` head_dim, `e` embedding, `f` feed-forward.
 
@@ -72,21 +75,31 @@ class Model:
         self.kept = {}
 
         self.arch = self.fields["general.architecture"]
-        if self.arch not in ("llama", "qwen2"):
+        if self.arch not in ("llama", "qwen2", "qwen3", "gemma3"):
             raise ValueError(f"unknown architecture {self.arch!r}")
         self.neighbour_pairs = self.arch == "llama"
         self.n_layers = self.setting("block_count")
         self.n_heads = self.setting("attention.head_count")
         self.n_kv_heads = self.setting("attention.head_count_kv")
         self.embedding = self.setting("embedding_length")
-        self.head_dim = self.setting("rope.dimension_count", self.embedding // self.n_heads)
+        self.head_dim = self.setting("attention.key_length", self.embedding // self.n_heads)
         self.eps = self.setting("attention.layer_norm_rms_epsilon")
         if self.setting("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in self.tensors:
             raise ValueError("rotary scaling is not implemented")
-        # Frequencies in float32, as models are trained with; angles in float64.
+        self.frequencies = self.rotary_frequencies(self.setting("rope.freq_base", 10000.0))
+        self.is_gemma = self.arch == "gemma3"
+        if self.is_gemma:
+            self.sliding_window = self.setting("attention.sliding_window")
+            self.sliding_period = self.setting("attention.sliding_window_pattern", 6)
+            self.sliding_frequencies = self.rotary_frequencies(self.setting("rope.freq_base_swa", 10000.0))
+
+    def rotary_frequencies(self, base):
+        """In float32, as models are trained with; angles are in float64."""
         exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
-        base = np.float32(self.setting("rope.freq_base", 10000.0))
-        self.frequencies = (np.float32(1) / base**exponent).astype(np.float64)
+        return (np.float32(1) / np.float32(base) ** exponent).astype(np.float64)
+
+    def is_sliding(self, layer):
+        return self.is_gemma and (layer + 1) % self.sliding_period != 0
 
     def setting(self, name, default=None):
         value = self.fields.get(f"{self.arch}.{name}", default)
@@ -104,7 +117,8 @@ class Model:
     def embed(self, tokens):
         """`[n]` to `[n, e]`; dequantizes the rows in question only."""
         tensor = self.tensors["token_embd.weight"]
-        return dequantize(tensor.data[np.asarray(tokens)], tensor.tensor_type).astype(self.dtype)
+        x = dequantize(tensor.data[np.asarray(tokens)], tensor.tensor_type).astype(self.dtype)
+        return x * self.dtype(np.sqrt(self.embedding)) if self.is_gemma else x
 
     def linear(self, x, name):
         """`[n, in]` to `[n, out]`, with the bias if there is one."""
@@ -117,9 +131,10 @@ class Model:
         mean_square = np.square(x).mean(axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + self.eps) * self.weight(f"{name}.weight")
 
-    def rotate(self, x, positions):
+    def rotate(self, x, positions, layer):
         """Rotary embedding of `x` `[n, heads, d]`, row i at `positions[i]`."""
-        angle = np.asarray(positions, dtype=np.float64)[:, None] * self.frequencies  # [n, d/2]
+        frequencies = self.sliding_frequencies if self.is_sliding(layer) else self.frequencies
+        angle = np.asarray(positions, dtype=np.float64)[:, None] * frequencies  # [n, d/2]
         cos = np.cos(angle).astype(self.dtype)[:, None]
         sin = np.sin(angle).astype(self.dtype)[:, None]
         half = self.head_dim // 2
@@ -131,14 +146,16 @@ class Model:
         rotated[..., second] = a * sin + b * cos
         return rotated
 
-    def attend_one(self, q, keys, values):
+    def attend_one(self, q, keys, values, layer):
         """One query over a cache: `q` `[h, d]`, raw `keys` and `values` `[m, g, d]`; the last row is its own.
 
         Keys and query are rotated at their place inside the cache, 0 to m-1.
         """
         m = len(keys)
-        keys = self.rotate(keys, range(m))
-        q = self.rotate(q[None], [m - 1])[0]
+        keys = self.rotate(keys, range(m), layer)
+        q = self.rotate(q[None], [m - 1], layer)[0]
+        if self.is_sliding(layer):
+            keys, values = keys[-self.sliding_window :], values[-self.sliding_window :]
         q = q.reshape(self.n_kv_heads, -1, self.head_dim)  # [g, h/g, d]: neighbours share a key head
         scores = np.einsum("gqd,mgd->gqm", q, keys) / self.dtype(np.sqrt(self.head_dim))
         return np.einsum("gqm,mgd->gqd", softmax(scores), values).reshape(-1)
@@ -149,14 +166,24 @@ class Model:
         q = self.linear(x, f"blk.{layer}.attn_q").reshape(len(x), self.n_heads, self.head_dim)
         k = self.linear(x, f"blk.{layer}.attn_k").reshape(len(x), self.n_kv_heads, self.head_dim)
         v = self.linear(x, f"blk.{layer}.attn_v").reshape(len(x), self.n_kv_heads, self.head_dim)
+        if self.arch in ("qwen3", "gemma3"):
+            q = self.rms_norm(q, f"blk.{layer}.attn_q_norm")
+            k = self.rms_norm(k, f"blk.{layer}.attn_k_norm")
         return q, k, v
 
+    def attention_output(self, seen, layer):
+        y = self.linear(seen, f"blk.{layer}.attn_output")
+        return self.rms_norm(y, f"blk.{layer}.post_attention_norm") if self.is_gemma else y
+
     def feed_forward(self, x, layer):
-        """SwiGLU."""
+        """SwiGLU; of Gemma GeGLU, with the approximation by tanh."""
         x = self.rms_norm(x, f"blk.{layer}.ffn_norm")
         gate = self.linear(x, f"blk.{layer}.ffn_gate")
         up = self.linear(x, f"blk.{layer}.ffn_up")
-        return self.linear(gate / (1 + np.exp(-gate)) * up, f"blk.{layer}.ffn_down")
+        if not self.is_gemma:
+            return self.linear(gate / (1 + np.exp(-gate)) * up, f"blk.{layer}.ffn_down")
+        gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi).astype(self.dtype) * (gate + 0.044715 * gate**3)))
+        return self.rms_norm(self.linear(gelu * up, f"blk.{layer}.ffn_down"), f"blk.{layer}.post_ffw_norm")
 
     def output(self, x):
         """Hidden states `[n, e]` to logits `[n, vocabulary]`."""
@@ -173,8 +200,8 @@ class Model:
         x = self.embed(tokens)
         for layer in range(self.n_layers):
             q, k, v = self.project(x, layer)
-            seen = [self.attend_one(q[t], k[rows], v[rows]) for t, rows in enumerate(visible)]
-            x = x + self.linear(np.stack(seen), f"blk.{layer}.attn_output")
+            seen = [self.attend_one(q[t], k[rows], v[rows], layer) for t, rows in enumerate(visible)]
+            x = x + self.attention_output(np.stack(seen), layer)
             x = x + self.feed_forward(x, layer)
         return self.output(x)
 
@@ -196,8 +223,8 @@ class Stream:
             q, k, v = model.project(x, layer)
             self.keys[layer] = np.concatenate([self.keys[layer], k])
             self.values[layer] = np.concatenate([self.values[layer], v])
-            seen = model.attend_one(q[0], self.keys[layer], self.values[layer])
-            x = x + model.linear(seen[None], f"blk.{layer}.attn_output")
+            seen = model.attend_one(q[0], self.keys[layer], self.values[layer], layer)
+            x = x + model.attention_output(seen[None], layer)
             x = x + model.feed_forward(x, layer)
         if len(self.keys[0]) > self.sinks + self.window:
             self.keys = [np.delete(keys, self.sinks, axis=0) for keys in self.keys]

@@ -1,7 +1,9 @@
-"""Writes two tiny random models, so that the tests of the forward pass need no download.
+"""Writes tiny random models, one of each family, so that the tests of the forward pass need no download.
 
 `tiny-llama.gguf`: embedding 256, K-quants, tied embeddings, special tokens first (as SmolLM2).
 `tiny-qwen2.gguf`: embedding 64, biases, an output matrix of its own, special tokens last (as Qwen2.5).
+`tiny-qwen3.gguf`: embedding 64, heads larger than their share of it, norms of queries and keys.
+`tiny-gemma3.gguf`: embedding 64, two layers of three with a sliding window of 8 tokens, tokens by SentencePiece.
 Between them these tensor types appear: F32, F16, Q4_1, Q5_0, Q8_0, Q4_K, Q6_K.
 
     python tiny.py OUTPUT_FOLDER
@@ -24,10 +26,16 @@ from common import sha256, versions
 SEED = 5
 N_MERGES = 61
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-NORMAL, CONTROL = 1, 3
+N_PIECES = 90
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant'"
+    " else message['role']) + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 # The merges are learned from this.
 TEXT = """The river runs through the old town and then out to the sea. In the morning the water is still,
@@ -146,10 +154,30 @@ def to_type(rows, kind):
     return data
 
 
+def learn_pieces(n_merges):
+    """Tokens of SentencePiece's BPE, best first: the merges of words with their space, then single characters."""
+    words = collections.Counter(tuple(word) for word in re.findall(" ?[^ \n]+", TEXT))
+    pieces = []
+    for _ in range(n_merges):
+        pairs = collections.Counter()
+        for word, count in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += count
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        pieces.append(best[0] + best[1])
+        merged = collections.Counter()
+        for word, count in words.items():
+            merged[merge_word(word, best)] += count
+        words = merged
+    pieces += sorted(set(TEXT) - {"\n"})
+    return [piece.replace(" ", "\u2581") for piece in pieces]
+
+
 class Builder:
     def __init__(self, path, arch, name, special_first, pre, settings):
         self.path, self.settings = path, settings
-        self.random = np.random.default_rng([SEED, ord(arch[0])])
+        # Of the first two families the first letter.
+        self.random = np.random.default_rng([SEED, *(arch.encode() if arch in ("qwen3", "gemma3") else arch[:1].encode())])
         self.writer = writer = GGUFWriter(path, arch)
         writer.add_name(name)
         writer.add_context_length(2048)
@@ -160,7 +188,17 @@ class Builder:
         writer.add_head_count_kv(settings["n_kv_heads"])
         writer.add_rope_freq_base(settings["freq_base"])
         writer.add_layer_norm_rms_eps(settings["eps"])
-        self.add_tokenizer(special_first, pre)
+        self.head_dim = settings.get("head_dim", settings["embedding"] // settings["n_heads"])
+        if "head_dim" in settings:
+            writer.add_key_length(self.head_dim)
+            writer.add_value_length(self.head_dim)
+        if "sliding_window" in settings:
+            writer.add_sliding_window(settings["sliding_window"])
+            writer.add_sliding_window_pattern(settings["sliding_window_pattern"])
+        if pre == "default":
+            self.add_sentencepiece()
+        else:
+            self.add_tokenizer(special_first, pre)
         if arch == "llama":
             writer.add_vocab_size(self.n_vocab)
             writer.add_rope_dimension_count(settings["embedding"] // settings["n_heads"])
@@ -183,6 +221,27 @@ class Builder:
         writer.add_add_bos_token(False)
         writer.add_chat_template(CHAT_TEMPLATE)
 
+    def add_sentencepiece(self):
+        control = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+        fixed = ["\n", "\n\n", "\n\n\n", "  ", "   "]
+        byte = [f"<0x{value:02X}>" for value in range(256)]
+        pieces = learn_pieces(N_PIECES)
+        tokens = control + fixed + byte + pieces
+        self.n_vocab = len(tokens)
+        writer = self.writer
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(tokens)
+        writer.add_token_scores([-1000.0] * (len(tokens) - len(pieces)) + [-float(i) for i in range(len(pieces))])
+        writer.add_token_types([CONTROL] * len(control) + [USER_DEFINED] * len(fixed) + [BYTE] * 256 + [NORMAL] * len(pieces))
+        writer.add_bos_token_id(tokens.index("<bos>"))
+        writer.add_eos_token_id(tokens.index("<eos>"))
+        writer.add_unk_token_id(tokens.index("<unk>"))
+        writer.add_pad_token_id(tokens.index("<pad>"))
+        writer.add_add_bos_token(True)
+        writer.add_add_space_prefix(False)
+        writer.add_chat_template(GEMMA_TEMPLATE)
+
     def matrix(self, name, kind, n_out, n_in, gain):
         """Random rows such that an input with mean square 1 gives an output with mean square gain²."""
         rows = (self.random.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)).astype(np.float32)
@@ -192,15 +251,22 @@ class Builder:
         values = (mean + spread * self.random.standard_normal(n)).astype(np.float32)
         self.writer.add_tensor(name, values)
 
-    def layer(self, i, kinds, with_biases):
+    def layer(self, i, kinds, with_biases=False, with_qk_norms=False, with_post_norms=False):
         """`kinds`: tensor types of q, k, v, attention output, gate, up, down."""
         e, f = self.settings["embedding"], self.settings["feed_forward"]
-        e_kv = e // self.settings["n_heads"] * self.settings["n_kv_heads"]
+        e_q = self.head_dim * self.settings["n_heads"]
+        e_kv = self.head_dim * self.settings["n_kv_heads"]
         # Larger queries and keys would make the logits chaotic: 1.6 doubles the effect of any rounding.
-        shapes = {"attn_q": (e, e, 1.2), "attn_k": (e_kv, e, 1.2), "attn_v": (e_kv, e, 1.5),
-                  "attn_output": (e, e, 1.5), "ffn_gate": (f, e, 1.5), "ffn_up": (f, e, 1.5), "ffn_down": (e, f, 1.5)}
+        shapes = {"attn_q": (e_q, e, 1.2), "attn_k": (e_kv, e, 1.2), "attn_v": (e_kv, e, 1.5),
+                  "attn_output": (e, e_q, 1.5), "ffn_gate": (f, e, 1.5), "ffn_up": (f, e, 1.5), "ffn_down": (e, f, 1.5)}
         self.vector(f"blk.{i}.attn_norm.weight", e, 1, 0.1)
         self.vector(f"blk.{i}.ffn_norm.weight", e, 1, 0.1)
+        if with_qk_norms:
+            self.vector(f"blk.{i}.attn_q_norm.weight", self.head_dim, 1.2, 0.1)
+            self.vector(f"blk.{i}.attn_k_norm.weight", self.head_dim, 1.2, 0.1)
+        if with_post_norms:
+            self.vector(f"blk.{i}.post_attention_norm.weight", e, 1.5, 0.1)
+            self.vector(f"blk.{i}.post_ffw_norm.weight", e, 1.5, 0.1)
         for (name, shape), kind in zip(shapes.items(), kinds):
             self.matrix(f"blk.{i}.{name}", kind, *shape)
             if with_biases and name in ("attn_q", "attn_k", "attn_v"):
@@ -219,8 +285,8 @@ def tiny_llama(path):
         n_layers=2, embedding=256, feed_forward=512, n_heads=4, n_kv_heads=2, freq_base=10000.0, eps=1e-5))
     # Tied: its rows are also the output matrix.
     builder.matrix("token_embd", Type.Q6_K, builder.n_vocab, 256, 3.5)
-    builder.layer(0, [Type.Q4_K, Type.Q4_K, Type.Q6_K, Type.Q4_K, Type.Q4_K, Type.Q6_K, Type.Q6_K], False)
-    builder.layer(1, [Type.Q6_K, Type.Q8_0, Type.Q4_1, Type.Q4_1, Type.Q4_1, Type.Q4_K, Type.Q4_K], False)
+    builder.layer(0, [Type.Q4_K, Type.Q4_K, Type.Q6_K, Type.Q4_K, Type.Q4_K, Type.Q6_K, Type.Q6_K])
+    builder.layer(1, [Type.Q6_K, Type.Q8_0, Type.Q4_1, Type.Q4_1, Type.Q4_1, Type.Q4_K, Type.Q4_K])
     builder.vector("output_norm.weight", 256, 1, 0.1)
     builder.finish()
 
@@ -229,20 +295,44 @@ def tiny_qwen2(path):
     builder = Builder(path, "qwen2", "tiny qwen2", special_first=False, pre="qwen2", settings=dict(
         n_layers=2, embedding=64, feed_forward=160, n_heads=4, n_kv_heads=2, freq_base=1000000.0, eps=1e-6))
     builder.matrix("token_embd", Type.Q5_0, builder.n_vocab, 64, 4.0)
-    builder.layer(0, [Type.Q5_0, Type.Q5_0, Type.Q8_0, Type.Q5_0, Type.Q4_1, Type.F16, Type.Q5_0], True)
-    builder.layer(1, [Type.F16, Type.F32, Type.Q8_0, Type.Q4_1, Type.Q8_0, Type.Q5_0, Type.F32], True)
+    builder.layer(0, [Type.Q5_0, Type.Q5_0, Type.Q8_0, Type.Q5_0, Type.Q4_1, Type.F16, Type.Q5_0], with_biases=True)
+    builder.layer(1, [Type.F16, Type.F32, Type.Q8_0, Type.Q4_1, Type.Q8_0, Type.Q5_0, Type.F32], with_biases=True)
     builder.vector("output_norm.weight", 64, 1, 0.1)
     builder.matrix("output", Type.Q8_0, builder.n_vocab, 64, 3.0)
     builder.finish()
 
 
+def tiny_qwen3(path):
+    builder = Builder(path, "qwen3", "tiny qwen3", special_first=False, pre="qwen2", settings=dict(
+        n_layers=2, embedding=64, feed_forward=96, n_heads=4, n_kv_heads=2, head_dim=32, freq_base=1000000.0, eps=1e-6))
+    builder.matrix("token_embd", Type.Q8_0, builder.n_vocab, 64, 4.0)
+    for i in range(2):
+        builder.layer(i, [Type.Q8_0] * 7, with_qk_norms=True)
+    builder.vector("output_norm.weight", 64, 1, 0.1)
+    builder.finish()
+
+
+def tiny_gemma3(path):
+    builder = Builder(path, "gemma3", "tiny gemma3", special_first=True, pre="default", settings=dict(
+        n_layers=3, embedding=64, feed_forward=96, n_heads=4, n_kv_heads=1, head_dim=32, freq_base=1000000.0, eps=1e-6,
+        sliding_window=8, sliding_window_pattern=2))
+    # Scaled by 8, the root of 64, on the way in; larger rows would leave nothing to the layers.
+    builder.matrix("token_embd", Type.Q8_0, builder.n_vocab, 64, 0.5)
+    for i in range(3):
+        builder.layer(i, [Type.Q8_0] * 7, with_qk_norms=True, with_post_norms=True)
+    builder.vector("output_norm.weight", 64, 7, 0.5)
+    builder.finish()
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Writes tiny-llama.gguf and tiny-qwen2.gguf.")
+    parser = argparse.ArgumentParser(description="Writes a tiny model of each family.")
     parser.add_argument("folder", type=pathlib.Path)
     folder = parser.parse_args().folder
     print(f"seed {SEED}, versions {versions('numpy', 'gguf')}")
     tiny_llama(folder / "tiny-llama.gguf")
     tiny_qwen2(folder / "tiny-qwen2.gguf")
+    tiny_qwen3(folder / "tiny-qwen3.gguf")
+    tiny_gemma3(folder / "tiny-gemma3.gguf")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ use crate::structure;
 pub(crate) struct Models {
     smollm2: PathBuf,
     qwen: PathBuf,
+    gemma3: PathBuf,
     minilm: PathBuf,
 }
 
@@ -21,6 +22,7 @@ impl Models {
         let mut variables = vec![
             ("EVERSTREAM_TEST_SMOLLM2", self.smollm2.clone()),
             ("EVERSTREAM_TEST_QWEN", self.qwen.clone()),
+            ("EVERSTREAM_TEST_GEMMA3", self.gemma3.clone()),
             ("EVERSTREAM_TEST_MINILM", parent(&self.minilm)),
             // CACHE/models/smollm2-135m/FILE
             ("EVERSTREAM_TEST_CACHE", parent(&parent(&parent(&self.smollm2)))),
@@ -44,6 +46,7 @@ pub(crate) fn pull() -> anyhow::Result<Models> {
     Ok(Models {
         smollm2: pull_one("smollm2-135m")?,
         qwen: pull_one("qwen2.5-coder-0.5b")?,
+        gemma3: pull_one("gemma3-270m")?,
         minilm: pull_one("minilm")?,
     })
 }

@@ -12,14 +12,29 @@ use crate::simd::{Kernel, LANES, Simd};
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == out.len(), "lengths of a norm");
     assert!(x.len().is_multiple_of(LANES), "a row of {} is no multiple of {LANES}", x.len());
-    isa.run(RmsNorm { x, weight, eps, out });
+    isa.run(RmsNorm { x: x.as_ptr(), weight, eps, out: out.as_mut_ptr() });
 }
 
+/// [`rms_norm`] in place, of each run of `weight.len()` elements of `x`.
+///
+/// # Panics
+///
+/// If `weight` has no multiple of 16 elements, or `x` no multiple of its length.
+pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
+    let n = weight.len();
+    assert!(n.is_multiple_of(LANES), "a row of {n} is no multiple of {LANES}");
+    assert!(x.len().is_multiple_of(n), "{} is no multiple of rows of {n}", x.len());
+    for row in x.chunks_exact_mut(n) {
+        isa.run(RmsNorm { x: row.as_ptr(), weight, eps, out: row.as_mut_ptr() });
+    }
+}
+
+/// `x` and `out` have as many elements as `weight`; they may be the same.
 struct RmsNorm<'a> {
-    x: &'a [f32],
+    x: *const f32,
     weight: &'a [f32],
     eps: f32,
-    out: &'a mut [f32],
+    out: *mut f32,
 }
 
 impl Kernel for RmsNorm<'_> {
@@ -27,54 +42,75 @@ impl Kernel for RmsNorm<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let n = self.x.len();
-        // SAFETY: all slices have `n` elements, a multiple of 16.
+        let n = self.weight.len();
+        // SAFETY: all three have `n` elements, a multiple of 16; each is read before it is written.
         unsafe {
             let mut sum = S::splat(0.0);
             for i in (0..n).step_by(LANES) {
-                let x = S::load(self.x.as_ptr().add(i));
+                let x = S::load(self.x.add(i));
                 sum = S::fma(x, x, sum);
             }
             let scale = S::splat(1.0 / (S::sum(sum) / n as f32 + self.eps).sqrt());
             for i in (0..n).step_by(LANES) {
-                let x = S::mul(S::load(self.x.as_ptr().add(i)), scale);
+                let x = S::mul(S::load(self.x.add(i)), scale);
                 let y = S::mul(x, S::load(self.weight.as_ptr().add(i)));
-                S::store(self.out.as_mut_ptr().add(i), y);
+                S::store(self.out.add(i), y);
             }
         }
     }
 }
 
-/// The gated activation of SwiGLU (Shazeer, 2020, arXiv:2002.05202):
-/// `out = silu(gate) * up` with `silu(x) = x / (1 + e^-x)`; lengths are a multiple of 16.
+/// The function that a gated feed-forward network applies to its gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`, as in SwiGLU.
+    Silu,
+    /// GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415) by its approximation with `tanh`,
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as in GeGLU.
+    GeluTanh,
+}
+
+/// The gate of SwiGLU and its kin (Shazeer, 2020, arXiv:2002.05202):
+/// `out = activation(gate) * up`; lengths are a multiple of 16.
 ///
 /// # Panics
 ///
 /// If the lengths differ or are no multiple of 16.
-pub fn silu_mul(isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub fn gated(isa: Isa, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == up.len() && gate.len() == out.len(), "lengths of a gate");
     assert!(gate.len().is_multiple_of(LANES), "{} is no multiple of {LANES}", gate.len());
-    isa.run(SiluMul { gate, up, out });
+    isa.run(Gated { activation, gate, up, out });
 }
 
-struct SiluMul<'a> {
+struct Gated<'a> {
+    activation: Activation,
     gate: &'a [f32],
     up: &'a [f32],
     out: &'a mut [f32],
 }
 
-impl Kernel for SiluMul<'_> {
+impl Kernel for Gated<'_> {
     type Output = ();
 
+    /// Both are `x / (1 + e^-y)`, since `(1 + tanh z) / 2 = 1 / (1 + e^-2z)`.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        // 2 √(2/π)
+        const TWICE: f32 = 1.595_769_1;
         // SAFETY: all slices have the same length, a multiple of 16.
         unsafe {
             for i in (0..self.gate.len()).step_by(LANES) {
                 let x = S::load(self.gate.as_ptr().add(i));
-                let e = S::exp(S::sub(S::splat(0.0), x));
-                let silu = S::div(x, S::add(S::splat(1.0), e));
-                let y = S::mul(silu, S::load(self.up.as_ptr().add(i)));
+                let y = match self.activation {
+                    Activation::Silu => x,
+                    Activation::GeluTanh => {
+                        let cubic = S::mul(S::splat(0.044_715 * TWICE), S::mul(x, x));
+                        S::mul(x, S::add(S::splat(TWICE), cubic))
+                    }
+                };
+                let e = S::exp(S::sub(S::splat(0.0), y));
+                let activated = S::div(x, S::add(S::splat(1.0), e));
+                let y = S::mul(activated, S::load(self.up.as_ptr().add(i)));
                 S::store(self.out.as_mut_ptr().add(i), y);
             }
         }
@@ -127,22 +163,47 @@ mod tests {
     }
 
     #[test]
+    fn a_norm_in_place_is_the_same() {
+        let mut rng = Rng::new(23);
+        let (x, w) = (rng.vec(3 * 48), rng.vec(48));
+        for isa in Isa::available() {
+            let (mut expected, mut rows) = (vec![0.0; x.len()], x.clone());
+            for (x, out) in x.chunks_exact(48).zip(expected.chunks_exact_mut(48)) {
+                rms_norm(isa, x, &w, 1e-5, out);
+            }
+            rms_norm_in_place(isa, &mut rows, &w, 1e-5);
+            assert_eq!(rows, expected, "{isa}");
+        }
+    }
+
+    #[test]
     fn gate_agrees_with_the_formula_and_across_instruction_sets() {
         let mut rng = Rng::new(22);
         let mut gate: Vec<f32> = rng.vec(160).iter().map(|x| x * 30.0).collect();
-        gate[..4].copy_from_slice(&[0.0, 200.0, -200.0, -88.5]);
+        gate[..8].copy_from_slice(&[0.0, 200.0, -200.0, -88.5, 1e30, -1e30, -3.0, 5.0]);
         let up = rng.vec(160);
-        let mut expected = vec![0.0; 160];
-        silu_mul(Isa::scalar(), &gate, &up, &mut expected);
-        for i in 0..160 {
-            let x = f64::from(gate[i]);
-            let exact = x / (1.0 + (-x).exp()) * f64::from(up[i]);
-            assert!((exact - f64::from(expected[i])).abs() < 2e-6 * exact.abs() + 1e-6, "{x}");
-        }
-        for isa in Isa::available() {
-            let mut out = vec![0.0; 160];
-            silu_mul(isa, &gate, &up, &mut out);
-            assert_eq!(out, expected, "{isa}");
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let mut expected = vec![0.0; 160];
+            gated(Isa::scalar(), activation, &gate, &up, &mut expected);
+            for i in 0..160 {
+                let x = f64::from(gate[i]);
+                let activated = match activation {
+                    Activation::Silu => x / (1.0 + (-x).exp()),
+                    Activation::GeluTanh => {
+                        let inner =
+                            (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                        x * (1.0 + inner.tanh()) / 2.0
+                    }
+                };
+                let exact = activated * f64::from(up[i]);
+                let error = (exact - f64::from(expected[i])).abs();
+                assert!(error < 2e-6 * exact.abs() + 1e-6, "{activation:?} {x}: {error:e}");
+            }
+            for isa in Isa::available() {
+                let mut out = vec![0.0; 160];
+                gated(isa, activation, &gate, &up, &mut out);
+                assert_eq!(out, expected, "{activation:?} {isa}");
+            }
         }
     }
 }

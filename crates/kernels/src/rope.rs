@@ -30,10 +30,32 @@ impl Rope {
         Self { frequencies: (0..dim / 2).map(frequency).collect() }
     }
 
+    /// The same, with pair `i` turning more slowly by `divisors[i]`; all pairs by the only one.
+    ///
+    /// # Panics
+    ///
+    /// If there are neither one nor as many divisors as pairs.
+    #[must_use]
+    pub fn slowed(mut self, divisors: &[f32]) -> Self {
+        assert!([1, self.frequencies.len()].contains(&divisors.len()), "divisors of frequencies");
+        for (frequency, divisor) in self.frequencies.iter_mut().zip(divisors.iter().cycle()) {
+            *frequency /= divisor;
+        }
+        self
+    }
+
     /// Components that are rotated; the rest of a head passes through.
     #[must_use]
     pub fn dim(&self) -> usize {
         2 * self.frequencies.len()
+    }
+
+    /// The rotation at `position`.
+    #[must_use]
+    pub fn rotation(&self, position: u64) -> Rotation {
+        let mut rotation = Rotation::default();
+        self.at(position, &mut rotation);
+        rotation
     }
 
     /// Computes the rotation at `position`.

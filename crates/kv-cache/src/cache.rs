@@ -20,6 +20,25 @@ pub enum RawKeys {
     Drop,
 }
 
+/// Layers that see no farther back than a number of tokens, whatever the cache holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlidingLayers {
+    /// How many tokens they see, the query's own included; counted in places of the cache.
+    pub window_tokens: usize,
+    /// Their rotary frequencies.
+    pub rope: Rope,
+    /// Which layers they are: one for each layer of the model.
+    pub is_sliding: Vec<bool>,
+}
+
+impl SlidingLayers {
+    /// Whether `layer` of a model with these is one of them.
+    #[must_use]
+    pub fn contains(sliding: Option<&Self>, layer: usize) -> bool {
+        sliding.is_some_and(|s| s.is_sliding[layer])
+    }
+}
+
 /// Capacities and shape, fixed for the life of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
@@ -31,6 +50,8 @@ pub struct CacheConfig {
     pub head_dim: usize,
     /// The model's rotary frequencies.
     pub rope: Rope,
+    /// Layers with a sliding window of their own, if the model has such.
+    pub sliding: Option<SlidingLayers>,
     /// How far back a query looks.
     pub policy: Arc<dyn EvictionPolicy>,
     /// Capacity of the recalled section.
@@ -58,6 +79,7 @@ pub trait KvSource {
 pub struct KvCache {
     timeline: Timeline,
     rope: Rope,
+    sliding: Option<SlidingLayers>,
     head_dim: usize,
     raw_keys: RawKeys,
     /// `[n_layers][n_kv_heads]`
@@ -79,7 +101,9 @@ impl KvCache {
     /// [`CacheError::Config`] for capacities out of range.
     pub fn new(config: &CacheConfig) -> Result<Self, CacheError> {
         let policy = Arc::clone(&config.policy);
-        let timeline = Timeline::new(policy, config.recall_tokens, config.chunk_tokens)?;
+        let sliding = &config.sliding;
+        let timeline = Timeline::new(policy, config.recall_tokens, config.chunk_tokens)?
+            .with_sliding_window(sliding.as_ref().map(|s| s.window_tokens));
         let n_slots = timeline.n_slots();
         let first_raw = match config.raw_keys {
             RawKeys::Keep => config.policy.n_sink(),
@@ -90,6 +114,7 @@ impl KvCache {
         Ok(Self {
             timeline,
             rope: config.rope.clone(),
+            sliding: sliding.clone(),
             head_dim: config.head_dim,
             raw_keys: config.raw_keys,
             layers: (0..config.n_layers).map(|_| layer()).collect(),
@@ -251,9 +276,11 @@ impl KvCache {
         self.timeline.begin_recall(place, n_tokens)?;
         let dim = self.head_dim;
         let rotations = self.rotations((0..n_tokens).map(|i| self.timeline.recalled_pos(i).0));
+        let sliding = self.sliding.as_ref();
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         let mut key = vec![0.0; dim];
         for (layer, heads) in self.layers.iter_mut().enumerate() {
+            let rotations = &rotations[usize::from(SlidingLayers::contains(sliding, layer))];
             for (kv_head, head) in heads.iter_mut().enumerate() {
                 let mut i = 0;
                 for source in sources {
@@ -342,22 +369,22 @@ impl KvCache {
     fn rotate_again(
         &mut self,
         slots: impl Iterator<Item = crate::Slot> + Clone,
-        rotations: &[Rotation],
+        rotations: &[Vec<Rotation>; 2],
     ) {
         let mut scratch = vec![0.0; 2 * self.head_dim];
-        for head in self.layers.iter_mut().flatten() {
-            for (slot, rotation) in slots.clone().zip(rotations) {
-                head.rotate_again(slot, rotation, &mut scratch);
+        for (layer, heads) in self.layers.iter_mut().enumerate() {
+            let is_sliding = SlidingLayers::contains(self.sliding.as_ref(), layer);
+            for head in heads {
+                for (slot, rotation) in slots.clone().zip(&rotations[usize::from(is_sliding)]) {
+                    head.rotate_again(slot, rotation, &mut scratch);
+                }
             }
         }
     }
 
-    fn rotations(&self, positions: impl Iterator<Item = u64>) -> Vec<Rotation> {
-        let at = |position| {
-            let mut rotation = Rotation::default();
-            self.rope.at(position, &mut rotation);
-            rotation
-        };
-        positions.map(at).collect()
+    /// The rotations at some positions, and those of sliding layers.
+    fn rotations(&self, positions: impl Iterator<Item = u64> + Clone) -> [Vec<Rotation>; 2] {
+        let all = |rope: &Rope| positions.clone().map(|position| rope.rotation(position)).collect();
+        [all(&self.rope), self.sliding.as_ref().map_or_else(Vec::new, |s| all(&s.rope))]
     }
 }

@@ -125,6 +125,8 @@ pub struct RowPlan {
     pub cache_pos: RopePos,
     /// What it sees, itself included.
     pub spans: Spans,
+    /// What of this a layer with a sliding window of its own sees; the same if there are none.
+    pub sliding_spans: Spans,
 }
 
 /// The integer state of a cache.
@@ -133,6 +135,8 @@ pub struct Timeline {
     policy: Arc<dyn EvictionPolicy>,
     recall_tokens: usize,
     chunk_tokens: usize,
+    /// Keys that stand so far before a query, or farther, are not seen in sliding layers.
+    sliding_window: Option<usize>,
     /// Length of the stream.
     next: TokenPos,
     shift: u64,
@@ -172,12 +176,21 @@ impl Timeline {
             policy,
             recall_tokens,
             chunk_tokens,
+            sliding_window: None,
             next: TokenPos(0),
             shift: 0,
             gap: None,
             recalled: None,
             hidden_before: TokenPos(0),
         })
+    }
+
+    /// Of layers with a sliding window of so many tokens, the query's own included:
+    /// [`RowPlan::sliding_spans`]. Places are counted in the cache, as positions are: what is
+    /// recalled right before a turn is near it.
+    #[must_use]
+    pub fn with_sliding_window(self, sliding_window: Option<usize>) -> Self {
+        Self { sliding_window, ..self }
     }
 
     /// The policy.
@@ -359,10 +372,14 @@ impl Timeline {
         plan.clear();
         plan.extend(rows.iter().map(|&i| {
             let pos = self.recalled_pos(i);
-            let mut spans = Spans::new();
-            spans.add(0, self.policy.n_sink() + i + 1, QueryForm::Cache);
+            let (mut spans, mut sliding_spans) = (Spans::new(), Spans::new());
+            // Slots and positions of both sections are the same numbers.
+            let end = self.policy.n_sink() + i + 1;
+            let first = self.first_near(pos).0 as usize;
+            spans.add(0, end, QueryForm::Cache);
+            sliding_spans.add(first, end - first, QueryForm::Cache);
             let (token, slot) = (self.next, self.recalled_slot(i));
-            RowPlan { token, slot, window_pos: pos, cache_pos: pos, spans }
+            RowPlan { token, slot, window_pos: pos, cache_pos: pos, spans, sliding_spans }
         }));
         Ok(())
     }
@@ -505,32 +522,69 @@ impl Timeline {
     }
 
     fn row(&self, token: TokenPos, hidden_before: TokenPos) -> RowPlan {
-        let n_sink = self.policy.n_sink();
-        let mut spans = Spans::new();
-        let window_pos = self.window_pos(token);
-        let mut cache_pos = window_pos;
+        let (n_sink, slot, window_pos) =
+            (self.policy.n_sink(), self.slot(token), self.window_pos(token));
+        let (mut spans, mut sliding_spans) = (Spans::new(), Spans::new());
         if token < self.first_of_window() {
-            spans.add(0, token.0 as usize + 1, QueryForm::Window);
-        } else {
-            spans.add(0, n_sink, QueryForm::Cache);
-            let oldest = self.oldest_seen(token, hidden_before);
-            let mut before_window = n_sink;
-            if let Some(recalled) = self.recalled {
-                let form = match recalled.place {
-                    Place::Near => QueryForm::Window,
-                    Place::Between => QueryForm::Cache,
-                };
-                spans.add(n_sink, recalled.len, form);
-                // Nothing of the window stands before a recall `near` if all that could is hidden.
-                if self.gap.is_none_or(|gap| oldest >= gap.at) {
-                    before_window += recalled.len;
-                }
-            }
-            let distance = window_pos.0 - self.window_pos(oldest).0;
-            cache_pos = RopePos(before_window as u64 + distance);
-            self.add_window(oldest, token, &mut spans);
+            let first = self.first_near(window_pos).0 as usize;
+            let end = token.0 as usize + 1;
+            spans.add(0, end, QueryForm::Window);
+            sliding_spans.add(first, end - first, QueryForm::Window);
+            return RowPlan {
+                token,
+                slot,
+                window_pos,
+                cache_pos: window_pos,
+                spans,
+                sliding_spans,
+            };
         }
-        RowPlan { token, slot: self.slot(token), window_pos, cache_pos, spans }
+        let oldest = self.oldest_seen(token, hidden_before);
+        // Nothing of the window stands before a recall `near` if all that could is hidden.
+        let is_before_window = self.gap.is_none_or(|gap| oldest >= gap.at);
+        let recalled = self.recalled.filter(|_| is_before_window).map_or(0, |r| r.len);
+        let before_window = n_sink + recalled;
+        let distance = window_pos.0 - self.window_pos(oldest).0;
+        let cache_pos = RopePos(before_window as u64 + distance);
+
+        let mut add = |first: usize, len: usize, form: QueryForm, key_pos: RopePos| {
+            let query_pos = match form {
+                QueryForm::Window => window_pos,
+                QueryForm::Cache => cache_pos,
+            };
+            let far = self.first_near(query_pos).0.saturating_sub(key_pos.0);
+            let far = len.min(usize::try_from(far).unwrap_or(usize::MAX));
+            spans.add(first, len, form);
+            sliding_spans.add(first + far, len - far, form);
+        };
+        add(0, n_sink, QueryForm::Cache, RopePos(0));
+        if let Some(Recalled { place, len }) = self.recalled {
+            let form = match place {
+                Place::Near => QueryForm::Window,
+                Place::Between => QueryForm::Cache,
+            };
+            add(n_sink, len, form, self.recalled_pos(0));
+        }
+        self.add_window(oldest, token, &mut spans);
+        let oldest_near = self.oldest_from(self.first_near(window_pos));
+        self.add_window(oldest.max(oldest_near), token, &mut sliding_spans);
+        RowPlan { token, slot, window_pos, cache_pos, spans, sliding_spans }
+    }
+
+    /// The first position that a query at `query` sees in sliding layers.
+    fn first_near(&self, query: RopePos) -> RopePos {
+        RopePos(self.sliding_window.map_or(0, |width| (query.0 + 1).saturating_sub(width as u64)))
+    }
+
+    /// The first token of the window whose key is rotated at `pos` or later.
+    fn oldest_from(&self, pos: RopePos) -> TokenPos {
+        let token = TokenPos(pos.0.saturating_sub(self.shift));
+        match self.gap {
+            Some(gap) if token < gap.at => {
+                TokenPos((pos.0 + gap.len as u64).saturating_sub(self.shift)).min(gap.at)
+            }
+            _ => token,
+        }
     }
 
     /// Adds the rows `oldest ..= newest` of the ring: one span, or two where it wraps.

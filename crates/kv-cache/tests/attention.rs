@@ -6,10 +6,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use everstream_kernels::{Isa, Rope, Rotation};
+use everstream_kernels::{Isa, Rope};
 use everstream_kv_cache::{
     CacheConfig, EvictionPolicy, KvCache, KvSource, KvType, NeverEvict, Place, RawKeys, SinkWindow,
-    Timeline, TokenPos,
+    SlidingLayers, Timeline, TokenPos,
 };
 
 const LAYERS: usize = 2;
@@ -17,7 +17,8 @@ const KV_HEADS: usize = 2;
 /// Query heads that share a KV head.
 const GROUP: usize = 3;
 const DIM: usize = 32;
-const BASE: f32 = 10_000.0;
+/// By layer; the second may be a sliding one.
+const BASES: [f32; LAYERS] = [10_000.0, 100.0];
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 struct Rng(u64);
@@ -80,17 +81,29 @@ struct Run {
     n_tokens: usize,
     hidden_before: usize,
     recall: Option<(Place, usize, Vec<usize>)>,
+    sliding_window: usize,
     tolerance: f64,
 }
 
 impl Run {
-    fn new(policy: Arc<dyn EvictionPolicy>, recall: usize, chunk: usize, kv_type: KvType) -> Self {
+    /// Layer 1 sees the last `sliding_window` places only.
+    fn new(
+        policy: Arc<dyn EvictionPolicy>,
+        (recall, chunk): (usize, usize),
+        sliding_window: usize,
+        kv_type: KvType,
+    ) -> Self {
         let (n_sink, window) = (policy.n_sink(), policy.window_tokens());
         let cache = KvCache::new(&CacheConfig {
             n_layers: LAYERS,
             n_kv_heads: KV_HEADS,
             head_dim: DIM,
-            rope: Rope::new(BASE, DIM),
+            rope: Rope::new(BASES[0], DIM),
+            sliding: Some(SlidingLayers {
+                window_tokens: sliding_window,
+                rope: Rope::new(BASES[1], DIM),
+                is_sliding: vec![false, true],
+            }),
             policy,
             recall_tokens: recall,
             chunk_tokens: chunk,
@@ -100,7 +113,16 @@ impl Run {
         // Scores reach 10: f32 sums are off by 1e-6 of that, f16 keys by 5e-4 of a component.
         let tolerance = if kv_type == KvType::F32 { 2e-5 } else { 2e-2 };
         let (cache, recall) = (cache.unwrap(), None);
-        Self { cache, n_sink, window, n_tokens: 0, hidden_before: 0, recall, tolerance }
+        Self {
+            cache,
+            n_sink,
+            window,
+            n_tokens: 0,
+            hidden_before: 0,
+            recall,
+            sliding_window,
+            tolerance,
+        }
     }
 
     /// Tokens that the query at `t` sees, in the order of their positions; itself last.
@@ -121,18 +143,17 @@ impl Run {
     fn append(&mut self, n_tokens: usize) {
         self.cache.begin(n_tokens, &[]).unwrap();
         let rows = self.cache.rows().to_vec();
-        let rope = Rope::new(BASE, DIM);
-        let rotate = |position: u64, x: &[f32], scale: f32| {
-            let (mut rotation, mut out) = (Rotation::default(), vec![0.0; DIM]);
-            rope.at(position, &mut rotation);
-            rotation.apply(x, scale, &mut out);
+        let ropes = BASES.map(|base| Rope::new(base, DIM));
+        let rotate = |layer: usize, position: u64, x: &[f32], scale: f32| {
+            let mut out = vec![0.0; DIM];
+            ropes[layer].rotation(position).apply(x, scale, &mut out);
             out
         };
         for (layer, kv_head) in (0..LAYERS).flat_map(|l| (0..KV_HEADS).map(move |h| (l, h))) {
             let (_, heads) = self.cache.planned(layer);
             for row in &rows {
                 let raw = key(row.token.0 as usize, layer, kv_head);
-                let rotated = rotate(row.window_pos.0, &raw, 1.0);
+                let rotated = rotate(layer, row.window_pos.0, &raw, 1.0);
                 let value = value(row.token.0 as usize, layer, kv_head);
                 heads[kv_head].write(row.slot, &raw, &rotated, &value);
             }
@@ -141,12 +162,13 @@ impl Run {
                 let forms = [row.window_pos, row.cache_pos].map(|position| {
                     let queries = (0..GROUP).map(|g| query(t, layer, kv_head * GROUP + g));
                     let scale = 1.0 / (DIM as f32).sqrt();
-                    queries.flat_map(|q| rotate(position.0, &q, scale)).collect::<Vec<_>>()
+                    queries.flat_map(|q| rotate(layer, position.0, &q, scale)).collect::<Vec<_>>()
                 });
                 let mut out = vec![0.0; GROUP * DIM];
                 let forms = [&forms[0][..], &forms[1][..]];
                 let (_, heads) = self.cache.planned(layer);
-                heads[kv_head].attend(Isa::detect(), &row.spans, forms, &mut Vec::new(), &mut out);
+                let spans = if layer == 1 { &row.sliding_spans } else { &row.spans };
+                heads[kv_head].attend(Isa::detect(), spans, forms, &mut Vec::new(), &mut out);
                 for (g, out) in out.chunks_exact(DIM).enumerate() {
                     let expected = self.naive(t, layer, kv_head, kv_head * GROUP + g);
                     for (x, y) in out.iter().zip(&expected) {
@@ -171,19 +193,21 @@ impl Run {
     /// Softmax attention of one query head, from the formula.
     fn naive(&self, t: usize, layer: usize, kv_head: usize, head: usize) -> Vec<f64> {
         let list = self.list(t);
-        let q = rotated(&query(t, layer, head), list.len() - 1);
+        let q = rotated(layer, &query(t, layer, head), list.len() - 1);
+        let first = if layer == 1 { list.len().saturating_sub(self.sliding_window) } else { 0 };
         let scores: Vec<f64> = list
             .iter()
             .enumerate()
+            .skip(first)
             .map(|(position, &token)| {
-                let k = rotated(&key(token, layer, kv_head), position);
+                let k = rotated(layer, &key(token, layer, kv_head), position);
                 q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>() / (DIM as f64).sqrt()
             })
             .collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
         let mut out = vec![0.0; DIM];
-        for (score, &token) in scores.iter().zip(&list) {
+        for (score, &token) in scores.iter().zip(&list[first..]) {
             for (out, v) in out.iter_mut().zip(value(token, layer, kv_head)) {
                 *out += (score - max).exp() / total * f64::from(v);
             }
@@ -225,11 +249,11 @@ impl Run {
     }
 }
 
-/// Components `(i, i + DIM / 2)` turned by `position * base^(-2i / DIM)`.
-fn rotated(x: &[f32], position: usize) -> Vec<f64> {
+/// Components `(i, i + DIM / 2)` turned by `position * base^(-2i / DIM)`, with the base of the layer.
+fn rotated(layer: usize, x: &[f32], position: usize) -> Vec<f64> {
     let half = DIM / 2;
     let turn = |i: usize| {
-        let frequency = f64::from(BASE).powf(-2.0 * (i % half) as f64 / DIM as f64);
+        let frequency = f64::from(BASES[layer]).powf(-2.0 * (i % half) as f64 / DIM as f64);
         let (sin, cos) = (position as f64 * frequency).sin_cos();
         let (x, other) = (f64::from(x[i]), f64::from(x[(i + half) % DIM]));
         if i < half { x * cos - other * sin } else { x * cos + other * sin }
@@ -239,7 +263,8 @@ fn rotated(x: &[f32], position: usize) -> Vec<f64> {
 
 fn random_run(policy: Arc<dyn EvictionPolicy>, seed: u64, kv_type: KvType) {
     let mut rng = Rng(seed);
-    let mut run = Run::new(policy, 1 + rng.below(9), 1 + rng.below(7), kv_type);
+    let sizes = (1 + rng.below(9), 1 + rng.below(7));
+    let mut run = Run::new(policy, sizes, 1 + rng.below(24), kv_type);
     run.append_all(run.n_sink + 1);
     while run.n_tokens < 120 {
         match rng.below(6) {
@@ -277,7 +302,7 @@ fn random_dense_streams_agree_with_the_formula() {
 #[test]
 fn a_branch_leaves_the_original_alone() {
     let policy = SinkWindow { n_sink: 2, window_tokens: 9 };
-    let mut run = Run::new(Arc::new(policy), 5, 4, KvType::F32);
+    let mut run = Run::new(Arc::new(policy), (5, 4), 8, KvType::F32);
     run.append_all(30);
     run.recall(Place::Near, &mut Rng(3));
     let before = format!("{:?}", run.cache);
@@ -306,7 +331,7 @@ fn a_hundred_thousand_tokens_in_the_same_slots() {
 #[test]
 fn memory_is_fixed_at_construction() {
     let policy = SinkWindow { n_sink: 2, window_tokens: 9 };
-    let mut run = Run::new(Arc::new(policy), 5, 4, KvType::F16);
+    let mut run = Run::new(Arc::new(policy), (5, 4), 8, KvType::F16);
     // 2 + 5 + 9 + 4 slots; keys lie in tiles of 16, so there are 32 of them. Sinks have no raw key.
     let per_head = ((32 + 20) * DIM * 2, 18 * DIM * 2);
     let bytes = (LAYERS * KV_HEADS * per_head.0, LAYERS * KV_HEADS * per_head.1);

@@ -77,6 +77,7 @@ fn cache(policy: impl EvictionPolicy + 'static, recall: usize, raw_keys: RawKeys
         n_kv_heads: 1,
         head_dim: 16,
         rope: Rope::new(10_000.0, 16),
+        sliding: None,
         policy: Arc::new(policy),
         recall_tokens: recall,
         chunk_tokens: 4,

@@ -8,6 +8,8 @@ mod tests;
 
 use std::fmt;
 
+use everstream_kernels::Activation;
+
 use crate::error::{LoadError, shown};
 use crate::gguf::GgufFile;
 
@@ -26,23 +28,27 @@ pub enum Architecture {
     Llama,
     /// Qwen 2 and 2.5: like Llama, with a bias on queries, keys and values.
     Qwen2,
+    /// Qwen 3, dense: like Llama, with norms of queries and keys.
+    Qwen3,
+    /// Gemma 3, text: five layers with a sliding window for each that sees everything, norms before
+    /// and behind each half of a layer.
+    Gemma3,
 }
 
 impl Architecture {
+    const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma3];
+
     /// The names that GGUF files use, in the order of the variants.
-    pub const NAMES: &'static [&'static str] = &["llama", "qwen2"];
+    pub const NAMES: &'static [&'static str] = &["llama", "qwen2", "qwen3", "gemma3"];
 
     /// The name in GGUF files, which is also the prefix of its metadata keys.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-        }
+        Self::NAMES[self as usize]
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Llama, Self::Qwen2].into_iter().find(|architecture| architecture.name() == name)
+        Self::ALL.into_iter().find(|architecture| architecture.name() == name)
     }
 
     /// Which elements of a head the rotary embedding turns together, in the layout of the file.
@@ -50,7 +56,7 @@ impl Architecture {
     pub fn rope_pairs(self) -> RopePairs {
         match self {
             Self::Llama => RopePairs::Adjacent,
-            Self::Qwen2 => RopePairs::Halves,
+            Self::Qwen2 | Self::Qwen3 | Self::Gemma3 => RopePairs::Halves,
         }
     }
 }
@@ -69,6 +75,17 @@ pub enum RopePairs {
     Adjacent,
     /// Elements `i` and `i + rope_dim / 2`.
     Halves,
+}
+
+/// Layers that see the most recent tokens only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlidingWindow {
+    /// How many, the query's own included.
+    pub window_tokens: usize,
+    /// Of so many layers the last sees everything.
+    pub period: usize,
+    /// The base of the rotary frequencies in these layers.
+    pub rope_base: f32,
 }
 
 /// The shape and the constants of a model.
@@ -100,12 +117,27 @@ pub struct ModelConfig {
     pub rope_base: f32,
     /// Elements of a head that are rotated, from its start; even, at most `head_dim`.
     pub rope_dim: usize,
+    /// All frequencies are divided by it, but for those of layers with a sliding window.
+    pub rope_divisor: f32,
+    /// Layers that see the most recent tokens only.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Token embeddings are multiplied by it.
+    pub embedding_scale: f32,
+    /// Products of queries and keys are multiplied by it.
+    pub attention_scale: f32,
+    /// What the gate of the feed-forward network goes through.
+    pub activation: Activation,
     /// Added to the mean square before the root in RMSNorm.
     pub norm_eps: f32,
     /// Whether the output matrix is the token embedding (the file has no `output.weight`).
     pub tied_embeddings: bool,
     /// Whether queries, keys and values have a bias.
     pub has_qkv_bias: bool,
+    /// Whether each head of queries and keys has a norm, before it is rotated.
+    pub has_qk_norm: bool,
+    /// Whether the outputs of attention and of the feed-forward network have norms of their own,
+    /// before they are added to the residual stream.
+    pub has_post_norms: bool,
 }
 
 impl ModelConfig {
@@ -122,6 +154,7 @@ impl ModelConfig {
         let embedding_dim = keys.size("embedding_length", MAX_EMBEDDING_DIM)?;
         let (n_heads, n_kv_heads) = heads(&keys)?;
         let head_dim = head_dim(&keys, embedding_dim, n_heads)?;
+        let is_gemma = keys.architecture == Architecture::Gemma3;
         Ok(Self {
             architecture: keys.architecture,
             name: gguf.find_str("general.name")?.unwrap_or(keys.architecture.name()).to_owned(),
@@ -133,11 +166,18 @@ impl ModelConfig {
             ffn_dim: keys.size("feed_forward_length", MAX_FFN_DIM)?,
             vocab_size: vocab_size(gguf)?,
             context_length: keys.size("context_length", u32::MAX)?,
-            rope_base: rope_base(&keys)?,
+            rope_base: rope_base(&keys, "rope.freq_base")?,
             rope_dim: rope_dim(&keys, head_dim)?,
+            rope_divisor: rope_divisor(&keys)?,
+            sliding_window: sliding_window(&keys)?,
+            embedding_scale: if is_gemma { (embedding_dim as f32).sqrt() } else { 1.0 },
+            attention_scale: attention_scale(&keys, n_layers, embedding_dim / n_heads, head_dim),
+            activation: if is_gemma { Activation::GeluTanh } else { Activation::Silu },
             norm_eps: norm_eps(&keys)?,
             tied_embeddings: !gguf.has_tensor("output.weight"),
             has_qkv_bias: gguf.has_tensor("blk.0.attn_q.bias"),
+            has_qk_norm: matches!(keys.architecture, Architecture::Qwen3 | Architecture::Gemma3),
+            has_post_norms: is_gemma,
         })
     }
 
@@ -279,11 +319,11 @@ fn vocab_size(gguf: &GgufFile) -> Result<usize, LoadError> {
     Ok(size)
 }
 
-fn rope_base(keys: &Keys<'_>) -> Result<f32, LoadError> {
-    // The value of Llama 1 and 2, whose files may leave it out.
-    let base = keys.find_f32("rope.freq_base")?.unwrap_or(10_000.0);
+fn rope_base(keys: &Keys<'_>, suffix: &str) -> Result<f32, LoadError> {
+    // The value of Llama 1 and 2 and of Gemma's sliding layers, whose files may leave it out.
+    let base = keys.find_f32(suffix)?.unwrap_or(10_000.0);
     if !base.is_finite() || base <= 1.0 {
-        return Err(keys.invalid("rope.freq_base", base, "a finite number above 1".to_owned()));
+        return Err(keys.invalid(suffix, base, "a finite number above 1".to_owned()));
     }
     Ok(base)
 }
@@ -313,11 +353,59 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), LoadError> {
         let detail = format!("`{}` is {n_experts}", keys.key("expert_count"));
         return Err(keys.unsupported("a mixture of experts", detail));
     }
-    if let Some(width) = keys.find_u32("attention.sliding_window")?.filter(|&width| width > 0) {
-        let detail = format!("`{}` is {width}", keys.key("attention.sliding_window"));
+    let has_sliding_layers = keys.architecture == Architecture::Gemma3;
+    if let Some(width) = keys.find_u32(SLIDING_WINDOW)?.filter(|&width| width > 0)
+        && !has_sliding_layers
+    {
+        let detail = format!("`{}` is {width}", keys.key(SLIDING_WINDOW));
         return Err(keys.unsupported("sliding-window attention", detail));
     }
+    for suffix in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if let Some(cap) = keys.find_f32(suffix)?.filter(|&cap| cap != 0.0) {
+            let detail = format!("`{}` is {cap}", keys.key(suffix));
+            return Err(keys.unsupported("a soft cap of logits", detail));
+        }
+    }
     Ok(())
+}
+
+const SLIDING_WINDOW: &str = "attention.sliding_window";
+
+/// Gemma 3's layers; the files of its small models leave out what is alike in all of them.
+fn sliding_window(keys: &Keys<'_>) -> Result<Option<SlidingWindow>, LoadError> {
+    if keys.architecture != Architecture::Gemma3 {
+        return Ok(None);
+    }
+    let window_tokens = keys.size(SLIDING_WINDOW, u32::MAX)?;
+    let period = keys.find_size("attention.sliding_window_pattern", MAX_LAYERS)?.unwrap_or(6);
+    let rope_base = rope_base(keys, "rope.freq_base_swa")?;
+    Ok(Some(SlidingWindow { window_tokens, period, rope_base }))
+}
+
+/// One over the root of the size of a head; of Gemma 3 27B, of what a head would have if all of them
+/// had the embedding between them.
+fn attention_scale(keys: &Keys<'_>, n_layers: usize, even_share: usize, head_dim: usize) -> f32 {
+    let is_27b = keys.architecture == Architecture::Gemma3 && n_layers == 62;
+    let dim = if is_27b { even_share } else { head_dim };
+    1.0 / (dim as f32).sqrt()
+}
+
+/// Linear scaling (Chen et al., "Extending Context Window of Large Language Models via Positional
+/// Interpolation", 2023, arXiv:2306.15595): all frequencies by one factor.
+fn rope_divisor(keys: &Keys<'_>) -> Result<f32, LoadError> {
+    // Without a type, llama.cpp takes a factor for linear scaling; `scale_linear` is its old name.
+    let scaling = keys.gguf.find_str(&keys.key("rope.scaling.type"))?;
+    for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
+        let Some(factor) = keys.find_f32(suffix)?.filter(|&factor| factor != 0.0) else { continue };
+        if scaling == Some("none") {
+            break;
+        }
+        if !factor.is_finite() || factor < 1.0 {
+            return Err(keys.invalid(suffix, factor, "a finite number of at least 1".to_owned()));
+        }
+        return Ok(factor);
+    }
+    Ok(1.0)
 }
 
 fn refuse_rope_scaling(keys: &Keys<'_>) -> Result<(), LoadError> {
@@ -328,17 +416,9 @@ fn refuse_rope_scaling(keys: &Keys<'_>) -> Result<(), LoadError> {
     }
     let type_key = keys.key("rope.scaling.type");
     let scaling = keys.gguf.find_str(&type_key)?;
-    if let Some(scaling) = scaling.filter(|&scaling| scaling != "none") {
+    if let Some(scaling) = scaling.filter(|scaling| !["none", "linear"].contains(scaling)) {
         let detail = format!("`{type_key}` is {}", shown(scaling));
         return Err(keys.unsupported(FEATURE, detail));
-    }
-    // Without a type, llama.cpp takes a factor for linear scaling; `scale_linear` is its old name.
-    for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
-        let factor = keys.find_f32(suffix)?.unwrap_or(1.0);
-        if scaling.is_none() && factor != 1.0 && factor != 0.0 {
-            let detail = format!("`{}` is {factor}", keys.key(suffix));
-            return Err(keys.unsupported(FEATURE, detail));
-        }
     }
     Ok(())
 }

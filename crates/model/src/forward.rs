@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use everstream_kernels::{
-    Activations, Product, Rotation, add_assign, dequantize, matmul, rms_norm, silu_mul,
+    Activations, Product, Rope, Rotation, add_assign, dequantize, gated, matmul, rms_norm,
+    rms_norm_in_place,
 };
-use everstream_kv_cache::{CacheError, KvCache, TokenPos};
+use everstream_kv_cache::{CacheError, KvCache, SlidingLayers, TokenPos};
 
 use crate::model::Model;
 
@@ -99,8 +100,8 @@ pub struct Workspace {
     v: Vec<f32>,
     /// The two rotated forms of the queries, scaled: as `q`.
     queries: [Vec<f32>; 2],
-    /// Rotations of each row: at its position in the window, and at its place in the cache.
-    rotations: [Vec<Rotation>; 2],
+    /// Rotations of each row, for layers that see everything and for sliding ones.
+    rotations: [RowRotations; 2],
     /// Output of attention: `[n_rows, n_heads * head_dim]`.
     mixed: Activations,
     /// `[n_rows, ffn_dim]`
@@ -121,6 +122,9 @@ pub struct Workspace {
     /// Of each layer the queries of the last batch, if somebody asked for them.
     kept_queries: Option<Vec<Vec<f32>>>,
 }
+
+/// Rotations of each row of a batch: at its position in the window, and at its place in the cache.
+type RowRotations = [Vec<Rotation>; 2];
 
 impl Model {
     /// Runs the tokens of `batch` through the model and puts them into their caches. Afterwards
@@ -166,16 +170,23 @@ impl Model {
                 ws.k.chunks_exact_mut(k.len()).for_each(|row| add_assign(row, k));
                 ws.v.chunks_exact_mut(v.len()).for_each(|row| add_assign(row, v));
             }
+            if let Some([q, k]) = &w.qk_norm {
+                rms_norm_in_place(isa, &mut ws.q, q, c.norm_eps);
+                rms_norm_in_place(isa, &mut ws.k, k, c.norm_eps);
+            }
             ws.keep_queries(layer);
-            self.rotate_queries(ws);
+            self.rotate_queries(ws, layer);
             self.append_keys(ws, batch, layer);
             self.attend(ws, batch, layer);
             ws.mixed.quantize(isa, pool);
             let out = Product { weights: &w.attention_out, out: &mut ws.delta };
             matmul(isa, pool, &ws.mixed, [out]);
+            if let Some([norm, _]) = &w.post_norms {
+                rms_norm_in_place(isa, &mut ws.delta, norm, c.norm_eps);
+            }
             add_assign(&mut ws.x, &ws.delta);
 
-            // Feed-forward: x += Down(silu(Gate(norm x)) * Up(norm x))
+            // Feed-forward: x += Down(activation(Gate(norm x)) * Up(norm x))
             self.norm(&ws.x, &w.ffn_norm, &mut ws.normed, n_rows);
             matmul(
                 isa,
@@ -189,11 +200,14 @@ impl Model {
             let (gate, up) = (&ws.gate, &ws.up);
             pool.for_each_chunk(ws.hidden.resize(n_rows, c.ffn_dim), c.ffn_dim, |row, out| {
                 let at = row * c.ffn_dim..(row + 1) * c.ffn_dim;
-                silu_mul(isa, &gate[at.clone()], &up[at], out);
+                gated(isa, c.activation, &gate[at.clone()], &up[at], out);
             });
             ws.hidden.quantize(isa, pool);
             let out = Product { weights: &w.down, out: &mut ws.delta };
             matmul(isa, pool, &ws.hidden, [out]);
+            if let Some([_, norm]) = &w.post_norms {
+                rms_norm_in_place(isa, &mut ws.delta, norm, c.norm_eps);
+            }
             add_assign(&mut ws.x, &ws.delta);
         }
 
@@ -245,7 +259,7 @@ impl Model {
         Ok(n_rows)
     }
 
-    /// Widens the embedding of each token.
+    /// Widens the embedding of each token, and scales it.
     fn embed(&self, batch: &[Sequence<'_>], x: &mut [f32]) {
         let info = &self.weights.embedding;
         let data = self.gguf.tensor_data(info);
@@ -254,16 +268,29 @@ impl Model {
         for (x, &token) in x.chunks_exact_mut(self.config.embedding_dim).zip(tokens) {
             let row = &data[token as usize * row_bytes..][..row_bytes];
             dequantize(self.weights.embedding_type, row, x);
+            if self.config.embedding_scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= self.config.embedding_scale);
+            }
         }
     }
 
-    /// Cosines and sines of both positions of each row, shared by all layers.
-    fn rotations(&self, batch: &[Sequence<'_>], rotations: &mut [Vec<Rotation>; 2]) {
-        let [window, cache] = rotations;
-        for (i, row) in batch.iter().flat_map(|s| s.cache.rows()).enumerate() {
-            self.rope.at(row.window_pos.0, &mut window[i]);
-            self.rope.at(row.cache_pos.0, &mut cache[i]);
+    /// Cosines and sines of both positions of each row, shared by all layers of a kind.
+    fn rotations(&self, batch: &[Sequence<'_>], rotations: &mut [RowRotations; 2]) {
+        let fill = |rope: &Rope, [window, cache]: &mut RowRotations| {
+            for (i, row) in batch.iter().flat_map(|s| s.cache.rows()).enumerate() {
+                rope.at(row.window_pos.0, &mut window[i]);
+                rope.at(row.cache_pos.0, &mut cache[i]);
+            }
+        };
+        let [all, sliding] = rotations;
+        fill(&self.rope, all);
+        if let Some(layers) = &self.sliding {
+            fill(&layers.rope, sliding);
         }
+    }
+
+    fn is_sliding(&self, layer: usize) -> bool {
+        SlidingLayers::contains(self.sliding.as_ref(), layer)
     }
 
     /// Norm of the rows of `x`, in 8 bits.
@@ -276,11 +303,12 @@ impl Model {
     }
 
     /// Rotates each query twice; the factor of the scores is applied on the way.
-    fn rotate_queries(&self, ws: &mut Workspace) {
+    fn rotate_queries(&self, ws: &mut Workspace, layer: usize) {
         let (hd, q_dim) = (self.config.head_dim, self.config.q_dim());
-        let scale = 1.0 / (hd as f32).sqrt();
+        let scale = self.config.attention_scale;
         let q = &ws.q;
-        for (queries, rotations) in ws.queries.iter_mut().zip(&ws.rotations) {
+        let rotations = &ws.rotations[usize::from(self.is_sliding(layer))];
+        for (queries, rotations) in ws.queries.iter_mut().zip(rotations) {
             self.pool.for_each_chunk(queries, q_dim, |row, out| {
                 let heads = q[row * q_dim..][..q_dim].chunks_exact(hd);
                 for (out, head) in out.chunks_exact_mut(hd).zip(heads) {
@@ -293,10 +321,11 @@ impl Model {
     /// Rotates each key once and stores it with its value.
     fn append_keys(&self, ws: &mut Workspace, batch: &mut [Sequence<'_>], layer: usize) {
         let (hd, kv_dim) = (self.config.head_dim, self.config.kv_dim());
+        let [rotations, _] = &ws.rotations[usize::from(self.is_sliding(layer))];
         let mut first = 0;
         for sequence in batch {
             let (rows, heads) = sequence.cache.planned(layer);
-            let (k, v, rotations) = (&ws.k, &ws.v, &ws.rotations[0]);
+            let (k, v) = (&ws.k, &ws.v);
             // A token alone is not worth a parallel region.
             let per_task = if rows.len() == 1 { heads.len() } else { 1 };
             self.pool.for_each_chunk_with(heads, per_task, &mut ws.key, |key, task, heads| {
@@ -321,7 +350,7 @@ impl Model {
         let many = n_rows * c.n_kv_heads >= 8 * self.pool.n_threads();
         let heads_per_task = if many { group } else { 1 };
         let (task_dim, tasks_per_row) = (heads_per_task * hd, c.n_heads / heads_per_task);
-        let queries = &ws.queries;
+        let (queries, is_sliding) = (&ws.queries, self.is_sliding(layer));
         let mut out = ws.mixed.resize(n_rows, q_dim);
         let mut first = 0;
         for sequence in batch {
@@ -332,7 +361,9 @@ impl Model {
                 let (row, head) = (task / tasks_per_row, task % tasks_per_row * heads_per_task);
                 let at = (first + row) * q_dim + head * hd;
                 let forms = [0, 1].map(|form: usize| &queries[form][at..at + task_dim]);
-                buffers[head / group].attend(self.isa, &rows[row].spans, forms, scores, out);
+                let row = &rows[row];
+                let spans = if is_sliding { &row.sliding_spans } else { &row.spans };
+                buffers[head / group].attend(self.isa, spans, forms, scores, out);
             });
             first += rows.len();
             out = rest;
@@ -384,8 +415,10 @@ impl Workspace {
         self.up.resize(n_rows * c.ffn_dim, 0.0);
         for form in 0..2 {
             self.queries[form].resize(n_rows * c.q_dim(), 0.0);
-            if self.rotations[form].len() < n_rows {
-                self.rotations[form].resize_with(n_rows, Rotation::default);
+            for rotations in &mut self.rotations {
+                if rotations[form].len() < n_rows {
+                    rotations[form].resize_with(n_rows, Rotation::default);
+                }
             }
         }
         let n_threads = model.pool.n_threads();

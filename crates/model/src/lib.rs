@@ -28,7 +28,7 @@ pub mod template;
 pub mod tokenizer;
 mod weights;
 
-pub use config::{Architecture, ModelConfig, RopePairs};
+pub use config::{Architecture, ModelConfig, RopePairs, SlidingWindow};
 pub use error::LoadError;
 pub use forward::{ForwardError, Sequence, Workspace};
 pub use gguf::{GgmlType, GgufBuilder, GgufError, GgufFile, GgufValue, TensorInfo};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use everstream_kernels::{Isa, Pool, Rope};
-use everstream_kv_cache::{CacheConfig, EvictionPolicy, KvType, RawKeys};
+use everstream_kv_cache::{CacheConfig, EvictionPolicy, KvType, RawKeys, SlidingLayers};
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -51,6 +51,7 @@ pub struct Model {
     pub(crate) gguf: GgufFile,
     pub(crate) weights: Weights,
     pub(crate) rope: Rope,
+    pub(crate) sliding: Option<SlidingLayers>,
     pub(crate) isa: Isa,
     pub(crate) pool: Pool,
     tokenizer: Tokenizer,
@@ -85,10 +86,26 @@ impl Model {
         let pool =
             Pool::new(n_threads).map_err(|problem| LoadError::Threads { n_threads, problem })?;
         let weights = Weights::load(&gguf, &config, &pool, options.arithmetic)?;
-        let rope = Rope::new(config.rope_base, config.rope_dim);
+        let rope = Rope::new(config.rope_base, config.rope_dim).slowed(&[config.rope_divisor]);
+        let sliding = config.sliding_window.map(|window| SlidingLayers {
+            window_tokens: window.window_tokens,
+            rope: Rope::new(window.rope_base, config.rope_dim),
+            is_sliding: (1..=config.n_layers).map(|n| !n.is_multiple_of(window.period)).collect(),
+        });
         let isa = options.isa;
         let missing_bytes = tokenizer.missing_bytes();
-        Ok(Self { config, gguf, weights, rope, isa, pool, tokenizer, template, missing_bytes })
+        Ok(Self {
+            config,
+            gguf,
+            weights,
+            rope,
+            sliding,
+            isa,
+            pool,
+            tokenizer,
+            template,
+            missing_bytes,
+        })
     }
 
     /// Shape and constants.
@@ -153,6 +170,7 @@ impl Model {
             n_kv_heads: self.config.n_kv_heads,
             head_dim: self.config.head_dim,
             rope: self.rope.clone(),
+            sliding: self.sliding.clone(),
             policy,
             recall_tokens,
             chunk_tokens,

@@ -1,8 +1,11 @@
-//! Text to tokens and back: byte-level BPE, built from the metadata of the model's own file.
+//! Text to tokens and back: byte-level BPE and SentencePiece's BPE, built from the metadata of the
+//! model's own file.
 //!
 //! The steps of [`Tokenizer::encode`]: special tokens are found and cut out (if asked for), the
 //! rest is cut into words by the model's pre-tokenizer, and the bytes of each word are merged pair
-//! by pair as the vocabulary's merge list says.
+//! by pair as the vocabulary's merge list says. SentencePiece has no words: tokens with a fixed
+//! spelling, such as Gemma's line breaks, are cut out of any text, and the characters of what lies
+//! between are merged.
 //!
 //! # Why not the `tokenizers` crate
 //!
@@ -41,7 +44,7 @@ use crate::gguf::GgufFile;
 use crate::template::TurnText;
 use bpe::Merges;
 use split::Splitter;
-use vocab::{TokenKind, Vocab};
+use vocab::{Spelling, TokenKind, Vocab};
 
 /// Most special tokens that are looked for in text. Gemma has about 6,400, others some dozens.
 const MAX_SPECIAL_TOKENS: usize = 1 << 15;
@@ -58,16 +61,31 @@ pub enum SpecialTokens {
     AsText,
 }
 
+/// What text is cut into before its bytes or characters are merged.
+#[derive(Debug)]
+enum Cut {
+    /// Words.
+    Words(Splitter),
+    /// Tokens with a fixed spelling, and what lies between them.
+    Fixed(Finder),
+}
+
+/// Finds tokens in text by their spelling.
+#[derive(Debug)]
+struct Finder {
+    automaton: AhoCorasick,
+    /// In the order of its patterns.
+    ids: Vec<u32>,
+}
+
 /// Encodes text as token ids and decodes them.
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
     merges: Merges,
-    splitter: Splitter,
-    /// Finds the tokens of `special` in text.
-    finder: AhoCorasick,
-    /// Ids of the tokens that [`SpecialTokens::Parse`] finds, in the order of the finder's patterns.
-    special: Vec<u32>,
+    cut: Cut,
+    /// The tokens that [`SpecialTokens::Parse`] finds.
+    special: Finder,
     bos: Option<u32>,
     add_bos: bool,
     eos: Vec<u32>,
@@ -80,15 +98,25 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`LoadError::UnsupportedTokenizer`] if it is not byte-level BPE with a known pre-tokenizer,
-    /// [`LoadError::InvalidVocabulary`] if tokens and merges do not fit together, and the errors of
-    /// missing or mistyped metadata.
+    /// [`LoadError::UnsupportedTokenizer`] if it is neither byte-level BPE with a known
+    /// pre-tokenizer nor SentencePiece's BPE, [`LoadError::InvalidVocabulary`] if tokens and merges
+    /// do not fit together, and the errors of missing or mistyped metadata.
     pub fn from_gguf(gguf: &GgufFile) -> Result<Self, LoadError> {
-        require(gguf, "tokenizer.ggml.model", &["gpt2"])?;
-        let pre = require(gguf, "tokenizer.ggml.pre", Splitter::NAMES)?;
-        let vocab = Vocab::from_gguf(gguf)?;
-        let merges = Merges::from_gguf(gguf, &vocab)?;
-        let (finder, special) = special_finder(&vocab);
+        use TokenKind::{Control, UserDefined};
+        let (vocab, merges, cut, special);
+        if require(gguf, "tokenizer.ggml.model", &["gpt2", "llama"])? == "gpt2" {
+            let pre = require(gguf, "tokenizer.ggml.pre", Splitter::NAMES)?;
+            vocab = Vocab::from_gguf(gguf, Spelling::Gpt2)?;
+            merges = Merges::from_gguf(gguf, &vocab)?;
+            cut = Cut::Words(Splitter::new(pre));
+            special = Finder::new(&vocab, &[Control, UserDefined]);
+        } else {
+            refuse_space_prefix(gguf)?;
+            vocab = Vocab::from_gguf(gguf, Spelling::SentencePiece)?;
+            merges = Merges::from_scores(gguf, &vocab)?;
+            cut = Cut::Fixed(Finder::new(&vocab, &[UserDefined]));
+            special = Finder::new(&vocab, &[Control]);
+        }
         let bos = token_id(gguf, "tokenizer.ggml.bos_token_id", &vocab)?;
         let add_bos = gguf.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false);
         if add_bos && bos.is_none() {
@@ -96,8 +124,7 @@ impl Tokenizer {
             return Err(LoadError::MissingKey { path: gguf.path().to_owned(), key });
         }
         let eos = end_tokens(gguf, &vocab)?;
-        let splitter = Splitter::new(pre);
-        Ok(Self { vocab, merges, splitter, finder, special, bos, add_bos, eos })
+        Ok(Self { vocab, merges, cut, special, bos, add_bos, eos })
     }
 
     /// Number of tokens; ids are below it.
@@ -159,7 +186,7 @@ impl Tokenizer {
     /// The token that is spelled exactly so and that [`SpecialTokens::Parse`] finds in text.
     #[must_use]
     pub fn special_id(&self, spelling: &str) -> Option<u32> {
-        self.special.iter().copied().find(|&id| self.vocab.bytes(id) == spelling.as_bytes())
+        self.special.ids.iter().copied().find(|&id| self.vocab.bytes(id) == spelling.as_bytes())
     }
 
     /// The tokens that end an answer, sorted: end of sequence, end of turn, end of text.
@@ -195,10 +222,10 @@ impl Tokenizer {
         // encoded as a whole, quoted or not, as it is when a template is encoded at once.
         let mut plain_from = 0;
         for part in [0..quoted.start, quoted.end..text.len()] {
-            for found in self.finder.find_iter(&text[part.clone()]) {
-                self.encode_plain(&text[plain_from..part.start + found.start()], out);
-                out.push(self.special[found.pattern().as_usize()]);
-                plain_from = part.start + found.end();
+            for (found, id) in self.special.find_iter(&text[part.clone()]) {
+                self.encode_plain(&text[plain_from..part.start + found.start], out);
+                out.push(id);
+                plain_from = part.start + found.end;
             }
         }
         self.encode_plain(&text[plain_from..], out);
@@ -206,8 +233,59 @@ impl Tokenizer {
 
     fn encode_plain(&self, text: &str, out: &mut Vec<u32>) {
         let mut merger = self.merges.merger();
-        self.splitter.for_each_word(text, |word| merger.encode_word(word, out));
+        match &self.cut {
+            Cut::Words(splitter) => {
+                splitter.for_each_word(text, |word| merger.encode_word(word, out));
+            }
+            Cut::Fixed(fixed) => {
+                let mut from = 0;
+                for (found, id) in fixed.find_iter(text) {
+                    merger.encode_word(&text[from..found.start], out);
+                    out.push(id);
+                    from = found.end;
+                }
+                merger.encode_word(&text[from..], out);
+            }
+        }
     }
+}
+
+impl Finder {
+    /// The tokens of some kinds.
+    fn new(vocab: &Vocab, kinds: &[TokenKind]) -> Self {
+        let is_one = |&id: &u32| {
+            vocab.kind(id).is_some_and(|kind| kinds.contains(&kind))
+                && (1..=MAX_SPECIAL_BYTES).contains(&vocab.bytes(id).len())
+        };
+        let ids: Vec<u32> =
+            (0..vocab.len() as u32).filter(is_one).take(MAX_SPECIAL_TOKENS).collect();
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .build(ids.iter().map(|&id| vocab.bytes(id)))
+            .expect("at most 8 MiB of patterns, far below the automaton's limit of 2^31 states");
+        Self { automaton, ids }
+    }
+
+    /// Where tokens are found, from left to right, the longest first where several begin.
+    fn find_iter<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (Range<usize>, u32)> + 't {
+        let found = self.automaton.find_iter(text);
+        found.map(|found| (found.range(), self.ids[found.pattern().as_usize()]))
+    }
+}
+
+/// Refuses a vocabulary that wants a space before any text: a stream could not be given back as it
+/// came. That is the default of files that do not say.
+fn refuse_space_prefix(gguf: &GgufFile) -> Result<(), LoadError> {
+    const KEY: &str = "tokenizer.ggml.add_space_prefix";
+    if gguf.find_bool(KEY)?.unwrap_or(true) {
+        return Err(LoadError::UnsupportedFeature {
+            path: gguf.path().to_owned(),
+            feature: "a tokenizer that writes a space before a text",
+            detail: format!("`{KEY}` is true, or missing"),
+        });
+    }
+    Ok(())
 }
 
 /// The value of `key`, which must be one of `supported`.
@@ -222,23 +300,6 @@ fn require<'a>(
     }
     let (path, found) = (gguf.path().to_owned(), found.to_owned());
     Err(LoadError::UnsupportedTokenizer { path, key, found, supported })
-}
-
-/// The automaton that finds special tokens in text, and their ids in the order of its patterns.
-fn special_finder(vocab: &Vocab) -> (AhoCorasick, Vec<u32>) {
-    let is_special = |&id: &u32| {
-        let kind = vocab.kind(id);
-        matches!(kind, Some(TokenKind::Control | TokenKind::UserDefined))
-            && (1..=MAX_SPECIAL_BYTES).contains(&vocab.bytes(id).len())
-    };
-    let ids: Vec<u32> =
-        (0..vocab.len() as u32).filter(is_special).take(MAX_SPECIAL_TOKENS).collect();
-    let finder = AhoCorasick::builder()
-        .match_kind(MatchKind::LeftmostLongest)
-        .kind(Some(AhoCorasickKind::ContiguousNFA))
-        .build(ids.iter().map(|&id| vocab.bytes(id)))
-        .expect("at most 8 MiB of patterns, far below the automaton's limit of 2^31 states");
-    (finder, ids)
 }
 
 /// The token id under `key`, if present; it must be in the vocabulary.

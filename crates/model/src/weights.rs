@@ -38,8 +38,12 @@ pub(crate) struct LayerWeights {
     pub(crate) v: PackedMatrix,
     /// Biases of q, k and v.
     pub(crate) bias: Option<[Vec<f32>; 3]>,
+    /// Norms of each head of q and of k: `[head_dim]`.
+    pub(crate) qk_norm: Option<[Vec<f32>; 2]>,
     /// `[embedding_dim, n_heads * head_dim]`
     pub(crate) attention_out: PackedMatrix,
+    /// Norms of what attention and what the feed-forward network adds: `[embedding_dim]`.
+    pub(crate) post_norms: Option<[Vec<f32>; 2]>,
     /// `[embedding_dim]`
     pub(crate) ffn_norm: Vec<f32>,
     /// `[ffn_dim, embedding_dim]`
@@ -82,6 +86,9 @@ impl Weights {
     }
 }
 
+const QK_NORMS: [&str; 2] = ["attn_q_norm", "attn_k_norm"];
+const POST_NORMS: [&str; 2] = ["post_attention_norm", "post_ffw_norm"];
+
 /// Refuses a file with a tensor that the forward pass does not read, a bias for instance: without
 /// it the model would answer, and answer something else.
 fn refuse_unknown_tensors(gguf: &GgufFile, config: &ModelConfig) -> Result<(), LoadError> {
@@ -95,7 +102,10 @@ fn refuse_unknown_tensors(gguf: &GgufFile, config: &ModelConfig) -> Result<(), L
                     _ => part.strip_suffix(".weight").is_some_and(|part| {
                         let attention = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"];
                         let ffn = ["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
-                        attention.contains(&part) || ffn.contains(&part)
+                        attention.contains(&part)
+                            || ffn.contains(&part)
+                            || config.has_qk_norm && QK_NORMS.contains(&part)
+                            || config.has_post_norms && POST_NORMS.contains(&part)
                     }),
                 }
         }
@@ -153,8 +163,13 @@ impl<'a> Source<'a> {
         };
         let bias = |part: &str, len, pairs| self.vector(&name(&format!("{part}.bias")), len, pairs);
         let plain = RopePairs::Halves;
+        let norm = |part: &str, len| self.vector(&name(&format!("{part}.weight")), len, plain);
+        let norms = |has: bool, parts: [&str; 2], len| {
+            let [first, second] = parts;
+            has.then(|| Ok([norm(first, len)?, norm(second, len)?])).transpose()
+        };
         Ok(LayerWeights {
-            attention_norm: self.vector(&name("attn_norm.weight"), dim, plain)?,
+            attention_norm: norm("attn_norm", dim)?,
             q: matrix("attn_q", dim, q_dim, pairs)?,
             k: matrix("attn_k", dim, kv_dim, pairs)?,
             v: matrix("attn_v", dim, kv_dim, plain)?,
@@ -167,8 +182,10 @@ impl<'a> Source<'a> {
             } else {
                 None
             },
+            qk_norm: norms(c.has_qk_norm, QK_NORMS, c.head_dim)?,
             attention_out: matrix("attn_output", q_dim, dim, plain)?,
-            ffn_norm: self.vector(&name("ffn_norm.weight"), dim, plain)?,
+            post_norms: norms(c.has_post_norms, POST_NORMS, dim)?,
+            ffn_norm: norm("ffn_norm", dim)?,
             gate: matrix("ffn_gate", dim, c.ffn_dim, plain)?,
             up: matrix("ffn_up", dim, c.ffn_dim, plain)?,
             down: matrix("ffn_down", c.ffn_dim, dim, plain)?,

@@ -22,9 +22,10 @@ use naive::{Step, Stored};
 /// two layers with sums of up to 512 products; a key one position off makes more than 1e-3.
 const TOLERANCE: f64 = 1e-5;
 
-fn tiny() -> [PathBuf; 2] {
+/// One of each family.
+fn tiny() -> [PathBuf; 4] {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    ["tiny-llama.gguf", "tiny-qwen2.gguf"].map(|name| folder.join(name))
+    ["llama", "qwen2", "qwen3", "gemma3"].map(|family| folder.join(format!("tiny-{family}.gguf")))
 }
 
 /// On one thread: tests run side by side, and a tiny model gains nothing from more.
@@ -33,7 +34,7 @@ fn open(path: &Path, arithmetic: Arithmetic) -> Model {
     Model::open(path, ModelOptions { arithmetic, n_threads, ..Default::default() }).unwrap()
 }
 
-/// Runs a check on both tiny models in both arithmetics.
+/// Runs a check on all tiny models in both arithmetics.
 fn for_each(check: impl Fn(&Model)) {
     for path in tiny() {
         check(&open(&path, Arithmetic::F32));

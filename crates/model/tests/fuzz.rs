@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 use everstream_kv_cache::{KvCache, SinkWindow};
 use everstream_model::{GgufFile, Model, ModelOptions, Sequence, SpecialTokens, Workspace};
 
-const FILES: [&[u8]; 2] =
-    [include_bytes!("golden/tiny-llama.gguf"), include_bytes!("golden/tiny-qwen2.gguf")];
+const FILES: [&[u8]; 4] = [
+    include_bytes!("golden/tiny-llama.gguf"),
+    include_bytes!("golden/tiny-qwen2.gguf"),
+    include_bytes!("golden/tiny-qwen3.gguf"),
+    include_bytes!("golden/tiny-gemma3.gguf"),
+];
 
 /// Numbers at which lengths, counts and offsets go wrong.
 const NUMBERS: [u64; 10] =

@@ -204,6 +204,18 @@ fn tiny_qwen2() {
     check_greedy(&read("tiny-qwen2.json"), &golden("tiny-qwen2.gguf"));
 }
 
+#[test]
+fn tiny_qwen3() {
+    check_both("tiny-qwen3.json", &golden("tiny-qwen3.gguf"), &[1, 7, 64], TINY_KL);
+    check_greedy(&read("tiny-qwen3.json"), &golden("tiny-qwen3.gguf"));
+}
+
+#[test]
+fn tiny_gemma3() {
+    check_both("tiny-gemma3.json", &golden("tiny-gemma3.gguf"), &[1, 7, 64], TINY_KL);
+    check_greedy(&read("tiny-gemma3.json"), &golden("tiny-gemma3.gguf"));
+}
+
 /// In f32 a real model takes minutes token by token, and equals chunks as the tiny ones do.
 const REAL_CHUNKS: [usize; 1] = [64];
 
@@ -222,4 +234,10 @@ fn smollm2() {
 #[ignore = "needs the real model: cargo xtask check runs it"]
 fn qwen() {
     check_both("qwen2.5-coder-0.5b.json", &real("EVERSTREAM_TEST_QWEN"), &REAL_CHUNKS, REAL_KL);
+}
+
+#[test]
+#[ignore = "needs the real model: cargo xtask check runs it"]
+fn gemma3() {
+    check_both("gemma3-270m.json", &real("EVERSTREAM_TEST_GEMMA3"), &REAL_CHUNKS, REAL_KL);
 }

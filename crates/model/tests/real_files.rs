@@ -1,7 +1,7 @@
 //! Configuration, tokenizer and chat template of real model files, against golden files.
 //!
 //! The paths of the models come from environment variables, which `cargo xtask check` sets:
-//! `EVERSTREAM_TEST_SMOLLM2` and `EVERSTREAM_TEST_QWEN`.
+//! `EVERSTREAM_TEST_SMOLLM2`, `EVERSTREAM_TEST_QWEN` and `EVERSTREAM_TEST_GEMMA3`.
 
 #![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
 
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 const SMOLLM2: &str = "EVERSTREAM_TEST_SMOLLM2";
 const QWEN: &str = "EVERSTREAM_TEST_QWEN";
+const GEMMA3: &str = "EVERSTREAM_TEST_GEMMA3";
 
 fn open(variable: &str) -> GgufFile {
     let path = std::env::var_os(variable);
@@ -130,4 +131,21 @@ fn qwen_is_read_as_the_reference_reads_it() {
     check_tokenizer(&tokenizer, &golden(include_str!("golden/tokenizer-qwen2.json")));
     check_every_character(&tokenizer);
     check_template(&file, &tokenizer, "qwen2.5-coder-0.5b");
+}
+
+#[test]
+#[ignore = "needs the real model: cargo xtask check runs it"]
+fn gemma3_is_read_as_the_reference_reads_it() {
+    let file = open(GEMMA3);
+    file.require_supported_tensors().unwrap();
+    let config = ModelConfig::from_gguf(&file).unwrap();
+    assert_eq!(config.architecture, Architecture::Gemma3);
+    assert_eq!((config.n_layers, config.n_heads, config.n_kv_heads), (18, 4, 1));
+    assert_eq!((config.head_dim, config.rope_base), (256, 1e6));
+    let sliding = config.sliding_window.unwrap();
+    assert_eq!((sliding.window_tokens, sliding.period, sliding.rope_base), (512, 6, 1e4));
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+    assert_eq!((tokenizer.eos_ids(), tokenizer.bos()), (&[1, 106][..], Some(2)));
+    check_tokenizer(&tokenizer, &golden(include_str!("golden/tokenizer-gemma3.json")));
+    check_every_character(&tokenizer);
 }

@@ -12,7 +12,7 @@ use everstream_hub::{ModelFiles, ModelKind};
 use everstream_runtime::SessionConfig;
 use everstream_runtime::kv_cache::KvType;
 use everstream_runtime::model::gguf::Value as Metadata;
-use everstream_runtime::model::{ChatTemplate, GgufFile, ModelConfig, Tokenizer};
+use everstream_runtime::model::{ChatTemplate, GgufFile, ModelConfig, SlidingWindow, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Common, InspectArgs};
@@ -159,6 +159,12 @@ fn config_lines(model: &ModelConfig) -> Vec<(&'static str, String)> {
     let embedding =
         if model.tied_embeddings { "tied to the output" } else { "with its own output" };
     let bias = if model.has_qkv_bias { ", with biases" } else { "" };
+    let sliding = match &model.sliding_window {
+        Some(SlidingWindow { window_tokens, period, rope_base }) => format!(
+            "all but every {period}th, {window_tokens} tokens each, with rope base {rope_base}"
+        ),
+        None => "none".to_owned(),
+    };
     vec![
         ("layers", model.n_layers.to_string()),
         (
@@ -171,6 +177,7 @@ fn config_lines(model: &ModelConfig) -> Vec<(&'static str, String)> {
         ("dimensions", format!("{}, feed-forward {}", model.embedding_dim, model.ffn_dim)),
         ("context length", format!("{} tokens", model.context_length)),
         ("rope base", format!("{}, {} dimensions", model.rope_base, model.rope_dim)),
+        ("sliding layers", sliding),
         ("vocabulary", format!("{} tokens, {embedding}", model.vocab_size)),
     ]
 }
@@ -190,6 +197,12 @@ fn config_json(model: &ModelConfig) -> Value {
         "norm_eps": model.norm_eps,
         "tied_embeddings": model.tied_embeddings,
         "has_qkv_bias": model.has_qkv_bias,
+        "has_qk_norm": model.has_qk_norm,
+        "sliding_window": model.sliding_window.map(|sliding| json!({
+            "window_tokens": sliding.window_tokens,
+            "period": sliding.period,
+            "rope_base": sliding.rope_base,
+        })),
     })
 }
 

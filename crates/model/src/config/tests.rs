@@ -44,16 +44,23 @@ fn a_small_file_has_the_shape_it_says() {
         context_length: 2048,
         rope_base: 10_000.0,
         rope_dim: 16,
+        rope_divisor: 1.0,
+        sliding_window: None,
+        embedding_scale: 1.0,
+        attention_scale: 0.25,
+        activation: Activation::Silu,
         norm_eps: 1e-5,
         tied_embeddings: true,
         has_qkv_bias: false,
+        has_qk_norm: false,
+        has_post_norms: false,
     };
     assert_eq!(config, expected);
     assert_eq!((config.q_dim(), config.kv_dim()), (64, 32));
 }
 
 #[test]
-fn the_tiny_models_of_both_families_are_read() {
+fn the_tiny_models_are_read() {
     let llama = include_bytes!("../../tests/golden/tiny-llama.gguf");
     let file = GgufFile::from_bytes(llama.to_vec(), "tiny-llama.gguf").unwrap();
     file.require_supported_tensors().unwrap();
@@ -69,13 +76,21 @@ fn the_tiny_models_of_both_families_are_read() {
     assert_eq!(config.architecture.rope_pairs(), RopePairs::Halves);
     assert_eq!((config.head_dim, config.rope_base), (16, 1e6));
     assert!(!config.tied_embeddings && config.has_qkv_bias);
+
+    let gemma3 = include_bytes!("../../tests/golden/tiny-gemma3.gguf");
+    let file = GgufFile::from_bytes(gemma3.to_vec(), "tiny-gemma3.gguf").unwrap();
+    let config = ModelConfig::from_gguf(&file).unwrap();
+    let sliding = SlidingWindow { window_tokens: 8, period: 2, rope_base: 1e4 };
+    assert_eq!((config.sliding_window, config.rope_base), (Some(sliding), 1e6));
+    assert_eq!((config.embedding_scale, config.activation), (8.0, Activation::GeluTanh));
+    assert!(config.has_qk_norm && config.has_post_norms && !config.has_qkv_bias);
 }
 
 #[test]
 fn architectures_that_are_not_built_in_are_named_with_those_that_are() {
     assert_eq!(
         refusal("general.architecture", "gpt\n2"),
-        r"m: architecture `gpt\n2` is not supported; supported are: llama, qwen2"
+        r"m: architecture `gpt\n2` is not supported; supported are: llama, qwen2, qwen3, gemma3"
     );
 }
 
@@ -111,6 +126,9 @@ fn sizes_out_of_range_are_refused_with_key_and_value() {
         ("llama.rope.freq_base", 0.0),
         ("llama.rope.freq_base", f32::NAN),
         ("llama.rope.freq_base", f32::INFINITY),
+        ("llama.rope.scaling.factor", 0.5),
+        ("llama.rope.scaling.factor", f32::NAN),
+        ("llama.rope.scale_linear", f32::INFINITY),
         ("llama.attention.layer_norm_rms_epsilon", 0.0),
         ("llama.attention.layer_norm_rms_epsilon", f32::NAN),
     ] {
@@ -145,8 +163,7 @@ fn features_that_would_silently_change_the_result_are_refused() {
         "m: rope scaling is not supported (`llama.rope.scaling.type` is `yarn`); choose another \
          model"
     );
-    assert!(refusal("llama.rope.scaling.factor", 8.0).contains("rope scaling"));
-    assert!(refusal("llama.rope.scale_linear", 2.0).contains("rope scaling"));
+    assert!(refusal("llama.attn_logit_softcapping", 50.0).contains("soft cap"));
     assert!(refusal("llama.expert_count", 8u32).contains("mixture of experts"));
     assert!(refusal("llama.attention.sliding_window", 4096u32).contains("sliding-window"));
     let mut file = llama();
@@ -161,5 +178,19 @@ fn features_that_are_switched_off_are_accepted() {
     file.set("llama.rope.scaling.type", "none")
         .set("llama.rope.scaling.factor", 8.0)
         .set("llama.expert_count", 0u32);
-    assert!(read(&file).is_ok());
+    assert_eq!(read(&file).unwrap().rope_divisor, 1.0);
+}
+
+#[test]
+fn linear_scaling_divides_the_frequencies() {
+    for (key, ty) in
+        [("llama.rope.scaling.factor", Some("linear")), ("llama.rope.scale_linear", None)]
+    {
+        let mut file = llama();
+        file.set(key, 8.0);
+        if let Some(ty) = ty {
+            file.set("llama.rope.scaling.type", ty);
+        }
+        assert_eq!(read(&file).unwrap().rope_divisor, 8.0, "{key}");
+    }
 }

@@ -17,6 +17,7 @@ pub enum GgufValue {
     Str(String),
     StrArray(Vec<String>),
     I32Array(Vec<i32>),
+    F32Array(Vec<f32>),
 }
 
 impl From<u32> for GgufValue {
@@ -52,6 +53,12 @@ impl From<Vec<String>> for GgufValue {
 impl From<Vec<i32>> for GgufValue {
     fn from(value: Vec<i32>) -> Self {
         Self::I32Array(value)
+    }
+}
+
+impl From<Vec<f32>> for GgufValue {
+    fn from(value: Vec<f32>) -> Self {
+        Self::F32Array(value)
     }
 }
 
@@ -173,6 +180,12 @@ fn put_value(out: &mut Vec<u8>, value: &GgufValue) {
         GgufValue::I32Array(numbers) => {
             put_type(9);
             put_type(5);
+            out.extend((numbers.len() as u64).to_le_bytes());
+            numbers.iter().for_each(|number| out.extend(number.to_le_bytes()));
+        }
+        GgufValue::F32Array(numbers) => {
+            put_type(9);
+            put_type(6);
             out.extend((numbers.len() as u64).to_le_bytes());
             numbers.iter().for_each(|number| out.extend(number.to_le_bytes()));
         }

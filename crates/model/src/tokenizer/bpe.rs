@@ -1,16 +1,18 @@
 //! Byte-pair merging: joins the two neighbours that the merge list ranks first, until none is left.
 //!
 //! Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016,
-//! arXiv:1508.07909, section 3.2; over bytes as in GPT-2.
+//! arXiv:1508.07909, section 3.2; over bytes as in GPT-2, or over characters as in SentencePiece,
+//! whose files have scores of tokens instead of a list of merges.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use super::vocab::{TOKENS_KEY, Vocab, invalid};
+use super::vocab::{TOKENS_KEY, TokenKind, Vocab, invalid};
 use crate::error::LoadError;
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufFile, Value};
 
 const MERGES_KEY: &str = "tokenizer.ggml.merges";
+const SCORES_KEY: &str = "tokenizer.ggml.scores";
 
 /// What two neighbours become.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +28,57 @@ struct Merge {
 pub(super) struct Merges {
     /// The token of each single byte, if there is one.
     byte_ids: [Option<u32>; 256],
+    /// The tokens of single characters, where merging begins with characters; the bytes of others
+    /// are merged with nothing.
+    char_ids: HashMap<char, u32>,
     table: HashMap<(u32, u32), Merge>,
 }
 
 impl Merges {
+    /// Every way to put a token together from two others, better scores first, as Hugging Face's
+    /// converter lists them.
+    pub(super) fn from_scores(gguf: &GgufFile, vocab: &Vocab) -> Result<Self, LoadError> {
+        let Some(scores) = gguf.find_arr_scalar(SCORES_KEY)? else {
+            let (path, key) = (gguf.path().to_owned(), SCORES_KEY.to_owned());
+            return Err(LoadError::MissingKey { path, key });
+        };
+        let scores: Vec<f64> = scores
+            .map_while(|score| match score {
+                Value::Float(_, score) if !score.is_nan() => Some(score),
+                _ => None,
+            })
+            .collect();
+        if scores.len() != vocab.len() {
+            let index = scores.len().min(vocab.len());
+            let problem = "is no score, or not that of a token";
+            return Err(invalid(gguf, SCORES_KEY, index, problem));
+        }
+        let ids: HashMap<&[u8], u32> = normal_tokens(vocab).rev().collect();
+        let mut ordered: Vec<u32> = ids.values().copied().collect();
+        ordered.sort_unstable_by(|&a, &b| {
+            scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b))
+        });
+        let (mut table, mut char_ids) = (HashMap::new(), HashMap::new());
+        for &id in &ordered {
+            let Ok(text) = std::str::from_utf8(vocab.bytes(id)) else { continue };
+            let mut boundaries = text.char_indices();
+            if let Some((_, first)) = boundaries.next()
+                && first.len_utf8() == text.len()
+            {
+                char_ids.insert(first, id);
+            }
+            // Of several ways to the same token, the one with the longer left half comes first.
+            for (at, _) in boundaries.rev() {
+                let (left, right) = text.as_bytes().split_at(at);
+                if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
+                    let rank = table.len() as u32;
+                    table.insert((left, right), Merge { rank, id });
+                }
+            }
+        }
+        Ok(Self { byte_ids: byte_ids(vocab), char_ids, table })
+    }
+
     pub(super) fn from_gguf(gguf: &GgufFile, vocab: &Vocab) -> Result<Self, LoadError> {
         let merges = gguf.get_arr_str(MERGES_KEY)?;
         if u32::try_from(merges.len()).is_err() {
@@ -48,7 +97,7 @@ impl Merges {
         if byte_ids.iter().all(Option::is_none) {
             return Err(invalid(gguf, TOKENS_KEY, 0, "and no other stands for a single byte"));
         }
-        Ok(Self { byte_ids, table })
+        Ok(Self { byte_ids, char_ids: HashMap::new(), table })
     }
 
     pub(super) fn missing_bytes(&self) -> Vec<u8> {
@@ -63,6 +112,12 @@ impl Merges {
     fn find(&self, left: u32, right: u32) -> Option<Merge> {
         self.table.get(&(left, right)).copied()
     }
+}
+
+/// Bytes and ids of the normal tokens.
+fn normal_tokens(vocab: &Vocab) -> impl DoubleEndedIterator<Item = (&[u8], u32)> {
+    let ids = (0..vocab.len() as u32).filter(|&id| vocab.kind(id) == Some(TokenKind::Normal));
+    ids.map(|id| (vocab.bytes(id), id))
 }
 
 /// Ids by the spelling in the file. If a spelling occurs twice, the lower id counts.
@@ -95,7 +150,7 @@ fn resolve(
 
 /// The token of each byte, found among the normal tokens of one byte; the lower id counts.
 fn byte_ids(vocab: &Vocab) -> [Option<u32>; 256] {
-    use super::vocab::TokenKind::{Byte, Normal};
+    use TokenKind::{Byte, Normal};
     let mut byte_ids = [None; 256];
     for id in (0..vocab.len() as u32).rev() {
         if let (&[byte], Some(Normal | Byte)) = (vocab.bytes(id), vocab.kind(id)) {
@@ -151,21 +206,33 @@ impl Merger<'_> {
         out.extend(self.symbols.iter().filter_map(|symbol| symbol.id));
     }
 
-    /// Fills `symbols` with the word's bytes, leaving out characters that have no token.
+    /// Fills `symbols` with the tokens of the word's characters or, for those that have none, of
+    /// their bytes; leaves out characters with a byte that has no token.
     fn load(&mut self, word: &str) {
         self.symbols.clear();
-        let byte_ids = &self.merges.byte_ids;
-        let id_of = |byte: u8| byte_ids[usize::from(byte)];
+        let Merges { byte_ids, char_ids, .. } = self.merges;
         let mut buffer = [0; 4];
         for character in word.chars() {
             let bytes = character.encode_utf8(&mut buffer).as_bytes();
-            if bytes.iter().any(|&byte| id_of(byte).is_none()) {
+            let mut ids = [None; 4];
+            let ids = match char_ids.get(&character) {
+                Some(&id) => {
+                    ids[0] = Some(id);
+                    &ids[..1]
+                }
+                None => {
+                    let of_bytes = bytes.iter().map(|&byte| byte_ids[usize::from(byte)]);
+                    ids.iter_mut().zip(of_bytes).for_each(|(to, id)| *to = id);
+                    &ids[..bytes.len()]
+                }
+            };
+            if ids.contains(&None) {
                 continue;
             }
-            for &byte in bytes {
+            for &id in ids {
                 let at = self.symbols.len();
                 let previous = at.checked_sub(1).unwrap_or(NONE);
-                self.symbols.push(Symbol { id: id_of(byte), previous, next: at + 1 });
+                self.symbols.push(Symbol { id, previous, next: at + 1 });
             }
         }
         if let Some(last) = self.symbols.last_mut() {

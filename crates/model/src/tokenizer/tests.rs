@@ -5,6 +5,7 @@ use crate::gguf::{GgufBuilder, GgufValue};
 
 const LLAMA: &[u8] = include_bytes!("../../tests/golden/tiny-llama.gguf");
 const QWEN2: &[u8] = include_bytes!("../../tests/golden/tiny-qwen2.gguf");
+const GEMMA3: &[u8] = include_bytes!("../../tests/golden/tiny-gemma3.gguf");
 
 fn gguf(bytes: &[u8]) -> GgufFile {
     GgufFile::from_bytes(bytes.to_vec(), "m").unwrap()
@@ -127,6 +128,9 @@ fn oracle(file: &GgufFile) -> tokenizers::Tokenizer {
         let bytes = file.get_arr_str(key).unwrap();
         bytes.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()).collect()
     };
+    if file.get_str("tokenizer.ggml.model").unwrap() == "llama" {
+        return sentencepiece_oracle(file, &strings("tokenizer.ggml.tokens"));
+    }
     let vocab: serde_json::Map<_, _> = strings("tokenizer.ggml.tokens")
         .into_iter()
         .zip(0u32..)
@@ -151,6 +155,81 @@ fn oracle(file: &GgufFile) -> tokenizers::Tokenizer {
     tokenizers::Tokenizer::from_bytes(description.to_string()).unwrap()
 }
 
+/// As `transformers` converts SentencePiece's BPE: every way to put a normal token together from two
+/// others is a merge, better scores first, then those with the longer left half. Tokens with a
+/// fixed spelling are found in any text.
+fn sentencepiece_oracle(file: &GgufFile, tokens: &[String]) -> tokenizers::Tokenizer {
+    let scalars = |key: &str| -> Vec<f64> {
+        let to_f64 = |value| match value {
+            crate::gguf::Value::Float(_, x) => x,
+            other => other.as_u64().unwrap() as f64,
+        };
+        file.find_arr_scalar(key).unwrap().unwrap().map(to_f64).collect()
+    };
+    let (kinds, scores) = (scalars("tokenizer.ggml.token_type"), scalars("tokenizer.ggml.scores"));
+    let normal: Vec<usize> = (0..tokens.len()).filter(|&i| kinds[i] == 1.0).collect();
+    let is_normal = |text: &str| normal.iter().any(|&i| tokens[i] == text);
+    let mut merges = Vec::new();
+    for &i in &normal {
+        for (at, _) in tokens[i].char_indices().skip(1) {
+            let (left, right) = tokens[i].split_at(at);
+            if is_normal(left) && is_normal(right) {
+                merges.push((scores[i], left.chars().count(), format!("{left} {right}")));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+    let vocab: serde_json::Map<_, _> =
+        tokens.iter().cloned().zip((0u32..).map(Into::into)).collect();
+    let fixed = |i: &usize| kinds[*i] == 4.0;
+    let added = |i: usize| {
+        json!({"id": i, "content": tokens[i], "special": false, "normalized": false,
+               "single_word": false, "lstrip": false, "rstrip": false})
+    };
+    let merges: Vec<String> = merges.into_iter().map(|merge| merge.2).collect();
+    let description = json!({
+        "version": "1.0",
+        "added_tokens": (0..tokens.len()).filter(fixed).map(added).collect::<Vec<_>>(),
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": true,
+                  "unk_token": "<unk>", "fuse_unk": true},
+    });
+    tokenizers::Tokenizer::from_bytes(description.to_string()).unwrap()
+}
+
+/// A vocabulary of SentencePiece with random pieces.
+fn random_pieces(n_pieces: usize, random: &mut Random) -> Vec<u8> {
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let mut tokens: Vec<String> = ["<unk>", "<bos>", "\n", "\n\n", "  "]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(bytes)
+        .collect();
+    let mut kinds = vec![2, 3, 4, 4, 4];
+    kinds.extend([6; 256]);
+    let mut pool: Vec<String> = "▁abcdéetsh'你好😀2.".chars().map(String::from).collect();
+    while pool.len() < n_pieces {
+        let (left, right) = (&pool[random.below(pool.len())], &pool[random.below(pool.len())]);
+        let joined = format!("{left}{right}");
+        if joined.chars().count() <= 12 && !pool.contains(&joined) {
+            pool.push(joined);
+        }
+    }
+    // Pieces in any order of scores, some of which are alike.
+    let mut scores = vec![-1000.0; tokens.len()];
+    scores.extend((0..pool.len()).map(|_| -(random.below(4 * n_pieces) as f64)));
+    kinds.extend(vec![1; pool.len()]);
+    tokens.extend(pool);
+    let scores: Vec<f32> = scores.into_iter().map(|score: f64| score as f32).collect();
+    let mut file = GgufBuilder::new();
+    file.set("tokenizer.ggml.model", "llama")
+        .set("tokenizer.ggml.add_space_prefix", false)
+        .set("tokenizer.ggml.tokens", tokens)
+        .set("tokenizer.ggml.token_type", kinds)
+        .set("tokenizer.ggml.scores", scores);
+    file.build()
+}
+
 /// Compares with the oracle, and the round trip with the text, over random texts.
 fn compare(model: &[u8], random: &mut Random, n_texts: usize) {
     let file = gguf(model);
@@ -172,13 +251,15 @@ fn encodes_random_text_as_the_tokenizers_crate_does() {
             let model = random_model(pre, 400, &mut random);
             compare(&model, &mut random, 600);
         }
+        let model = random_pieces(300, &mut random);
+        compare(&model, &mut random, 600);
     }
 }
 
 #[test]
 fn encodes_with_the_tiny_models_as_the_tokenizers_crate_does() {
     let mut random = Random(7);
-    for model in [LLAMA, QWEN2] {
+    for model in [LLAMA, QWEN2, GEMMA3] {
         let file = gguf(model);
         let (ours, oracle) = (Tokenizer::from_gguf(&file).unwrap(), oracle(&file));
         for n_parts in 0..300 {
@@ -195,6 +276,7 @@ fn encodes_the_prompts_of_the_golden_files() {
     for (model, golden) in [
         (LLAMA, &include_bytes!("../../tests/golden/tiny-llama.json")[..]),
         (QWEN2, &include_bytes!("../../tests/golden/tiny-qwen2.json")[..]),
+        (GEMMA3, &include_bytes!("../../tests/golden/tiny-gemma3.json")[..]),
     ] {
         let tokenizer = tokenizer(model);
         let golden: serde_json::Value = serde_json::from_slice(golden).unwrap();
@@ -332,8 +414,9 @@ fn refusal(key: &str, value: impl Into<GgufValue>) -> String {
 #[test]
 fn tokenizers_of_other_kinds_are_refused_by_name() {
     assert_eq!(
-        refusal("tokenizer.ggml.model", "llama"),
-        "m: tokenizer `tokenizer.ggml.model` is `llama`, which is not supported; supported are: gpt2"
+        refusal("tokenizer.ggml.model", "t5"),
+        "m: tokenizer `tokenizer.ggml.model` is `t5`, which is not supported; supported are: gpt2, \
+         llama"
     );
     assert_eq!(
         refusal("tokenizer.ggml.pre", "llama-bpe"),

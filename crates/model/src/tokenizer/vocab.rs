@@ -1,13 +1,23 @@
 //! The tokens of a vocabulary: their bytes and kinds.
 //!
 //! Byte-level BPE files spell bytes with GPT-2's alphabet: each of the 256 bytes has a printable
-//! character, so `Ġthe` is the token ` the`. It is translated once, when the file is loaded.
+//! character, so `Ġthe` is the token ` the`. SentencePiece spells a space `▁` and bytes of which no
+//! character is a token `<0xE2>`. Both are translated once, when the file is loaded.
 
 use crate::error::LoadError;
 use crate::gguf::GgufFile;
 
 pub(super) const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 const TYPES_KEY: &str = "tokenizer.ggml.token_type";
+
+/// How a file spells the bytes of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// In GPT-2's alphabet.
+    Gpt2,
+    /// As they are, but for spaces.
+    SentencePiece,
+}
 
 /// llama.cpp's token types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +55,7 @@ pub(super) struct Vocab {
 }
 
 impl Vocab {
-    pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Self, LoadError> {
+    pub(super) fn from_gguf(gguf: &GgufFile, by: Spelling) -> Result<Self, LoadError> {
         let spellings = gguf.get_arr_str(TOKENS_KEY)?;
         let n_tokens = spellings.len();
         if u32::try_from(n_tokens).is_err() {
@@ -54,11 +64,20 @@ impl Vocab {
         let kinds = kinds(gguf, n_tokens)?;
         let alphabet = Alphabet::new();
         let mut vocab = Self { bytes: Vec::new(), ends: Vec::with_capacity(n_tokens), kinds };
-        for (spelling, kind) in spellings.zip(&vocab.kinds) {
-            if *kind == TokenKind::Normal {
-                alphabet.decode(spelling, &mut vocab.bytes);
-            } else {
-                vocab.bytes.extend_from_slice(spelling);
+        for (id, (spelling, kind)) in spellings.zip(&vocab.kinds).enumerate() {
+            match (by, kind) {
+                (Spelling::Gpt2, TokenKind::Normal) => {
+                    alphabet.decode(spelling, &mut vocab.bytes);
+                }
+                (Spelling::SentencePiece, TokenKind::Normal) => {
+                    with_spaces(spelling, &mut vocab.bytes);
+                }
+                (Spelling::SentencePiece, TokenKind::Byte) => {
+                    let byte = named_byte(spelling)
+                        .ok_or_else(|| invalid(gguf, TOKENS_KEY, id, "names no byte"))?;
+                    vocab.bytes.push(byte);
+                }
+                _ => vocab.bytes.extend_from_slice(spelling),
             }
             vocab.ends.push(vocab.bytes.len());
         }
@@ -80,6 +99,29 @@ impl Vocab {
     pub(super) fn kind(&self, id: u32) -> Option<TokenKind> {
         self.kinds.get(id as usize).copied()
     }
+}
+
+/// Appends a spelling of SentencePiece with spaces where it has `▁`.
+fn with_spaces(mut spelling: &[u8], out: &mut Vec<u8>) {
+    const SPACE: &[u8] = "▁".as_bytes();
+    while let Some((&first, rest)) = spelling.split_first() {
+        match spelling.strip_prefix(SPACE) {
+            Some(behind) => {
+                out.push(b' ');
+                spelling = behind;
+            }
+            None => {
+                out.push(first);
+                spelling = rest;
+            }
+        }
+    }
+}
+
+/// The byte that `<0xE2>` stands for.
+fn named_byte(spelling: &[u8]) -> Option<u8> {
+    let digits = spelling.strip_prefix(b"<0x")?.strip_suffix(b">")?;
+    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
 /// The kind of each token; all are normal if the file does not say.
@@ -177,6 +219,17 @@ mod tests {
         assert_eq!(decoded("a b".as_bytes()), b"a b");
         assert_eq!(decoded(b"\xFF\xFE"), [0xFF, 0xFE]);
         assert_eq!(decoded(b""), b"");
+    }
+
+    #[test]
+    fn sentencepiece_spells_spaces_and_bytes() {
+        let mut out = Vec::new();
+        with_spaces("▁the▁▁é".as_bytes(), &mut out);
+        assert_eq!(out, " the  é".as_bytes());
+        assert_eq!([b"<0xE2>", b"<0x0a>"].map(|s| named_byte(s)), [Some(0xE2), Some(0x0A)]);
+        for wrong in ["<0x>", "<0x100>", "0xE2", "<0xE2", "<0xzz>", ""] {
+            assert_eq!(named_byte(wrong.as_bytes()), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -43,27 +43,40 @@ impl Naive {
     pub(crate) fn read(&mut self, id: u32, seen: &[Seen]) -> Vec<f64> {
         let c = self.config.clone();
         let embedding = &self.weights["token_embd.weight"];
-        let mut x: Vec<f64> =
-            embedding[id as usize * c.embedding_dim..][..c.embedding_dim].to_vec();
+        let mut x = embedding[id as usize * c.embedding_dim..][..c.embedding_dim].to_vec();
+        let is_gemma = c.architecture == Architecture::Gemma3;
+        if is_gemma {
+            x.iter_mut().for_each(|x| *x *= (c.embedding_dim as f64).sqrt());
+        }
         self.keys.push(Vec::new());
         self.values.push(Vec::new());
         let own = self.keys.len() - 1;
         for layer in 0..c.n_layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
             let normed = self.norm(&x, &name("attn_norm.weight"));
-            let q = self.linear(&normed, &name("attn_q"));
-            let [k, v] = ["attn_k", "attn_v"].map(|part| self.linear(&normed, &name(part)));
+            let [q, k, v] =
+                ["attn_q", "attn_k", "attn_v"].map(|part| self.linear(&normed, &name(part)));
+            let q = self.norm_of_heads(q, &name("attn_q_norm.weight"));
+            let k = self.norm_of_heads(k, &name("attn_k_norm.weight"));
             self.keys[own].push(k.chunks(c.head_dim).map(<[f64]>::to_vec).collect());
             self.values[own].push(v.chunks(c.head_dim).map(<[f64]>::to_vec).collect());
             let heads = q.chunks(c.head_dim).enumerate();
             let mixed: Vec<f64> = heads.flat_map(|(h, q)| self.attend(layer, h, q, seen)).collect();
-            add(&mut x, &self.linear(&mixed, &name("attn_output")));
+            let mixed = self.linear(&mixed, &name("attn_output"));
+            add(&mut x, &self.norm_if_there(mixed, &name("post_attention_norm.weight")));
             let normed = self.norm(&x, &name("ffn_norm.weight"));
             let gate = self.linear(&normed, &name("ffn_gate"));
             let up = self.linear(&normed, &name("ffn_up"));
-            let hidden: Vec<f64> =
-                gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            add(&mut x, &self.linear(&hidden, &name("ffn_down")));
+            let activation = |x: f64| match is_gemma {
+                true => {
+                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                    0.5 * x * (1.0 + inner.tanh())
+                }
+                false => x / (1.0 + (-x).exp()),
+            };
+            let hidden: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| activation(*g) * u).collect();
+            let hidden = self.linear(&hidden, &name("ffn_down"));
+            add(&mut x, &self.norm_if_there(hidden, &name("post_ffw_norm.weight")));
         }
         let normed = self.norm(&x, "output_norm.weight");
         self.linear(&normed, if c.tied_embeddings { "token_embd" } else { "output" })
@@ -72,16 +85,21 @@ impl Naive {
     /// Softmax attention of one query head.
     fn attend(&self, layer: usize, head: usize, q: &[f64], seen: &[Seen]) -> Vec<f64> {
         let kv_head = head / (self.config.n_heads / self.config.n_kv_heads);
+        // All layers but the last of each period have the window and the base of their own.
+        let sliding = self.config.sliding_window.filter(|s| !(layer + 1).is_multiple_of(s.period));
+        let base = sliding.map_or(self.config.rope_base, |s| s.rope_base);
+        let is_seen = |s: &&Seen| sliding.is_none_or(|w| s.query_pos - s.key_pos < w.window_tokens);
+        let seen: Vec<Seen> = seen.iter().filter(is_seen).copied().collect();
         let score = |s: &Seen| {
-            let k = self.rotated(&self.keys[s.token][layer][kv_head], s.key_pos);
-            let q = self.rotated(q, s.query_pos);
+            let k = self.rotated(&self.keys[s.token][layer][kv_head], s.key_pos, base);
+            let q = self.rotated(q, s.query_pos, base);
             dot(&q, &k) / (self.config.head_dim as f64).sqrt()
         };
         let scores: Vec<f64> = seen.iter().map(score).collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
         let mut out = vec![0.0; self.config.head_dim];
-        for (score, s) in scores.iter().zip(seen) {
+        for (score, s) in scores.iter().zip(&seen) {
             let weight = (score - max).exp() / total;
             let weighted: Vec<f64> =
                 self.values[s.token][layer][kv_head].iter().map(|v| weight * v).collect();
@@ -91,12 +109,12 @@ impl Naive {
     }
 
     /// Turns pair `i` by `position * base^(-2i / dim)`.
-    fn rotated(&self, x: &[f64], position: usize) -> Vec<f64> {
+    fn rotated(&self, x: &[f64], position: usize, base: f32) -> Vec<f64> {
         let mut out = x.to_vec();
         for i in 0..self.config.rope_dim / 2 {
             let exponent = -2.0 * i as f64 / self.config.rope_dim as f64;
             // Models are trained with frequencies in f32.
-            let frequency = f64::from(f64::from(self.config.rope_base).powf(exponent) as f32);
+            let frequency = f64::from(f64::from(base).powf(exponent) as f32);
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             let (a, b) = self.pair(i);
             out[a] = x[a] * cos - x[b] * sin;
@@ -117,6 +135,15 @@ impl Naive {
         let mean = dot(x, x) / x.len() as f64;
         let scale = 1.0 / (mean + f64::from(self.config.norm_eps)).sqrt();
         x.iter().zip(&self.weights[weight]).map(|(x, w)| x * scale * w).collect()
+    }
+
+    fn norm_if_there(&self, x: Vec<f64>, weight: &str) -> Vec<f64> {
+        if self.weights.contains_key(weight) { self.norm(&x, weight) } else { x }
+    }
+
+    fn norm_of_heads(&self, x: Vec<f64>, weight: &str) -> Vec<f64> {
+        let heads = x.chunks(self.config.head_dim);
+        heads.flat_map(|head| self.norm_if_there(head.to_vec(), weight)).collect()
     }
 
     /// The matrix `name.weight` times `x`, plus `name.bias` if there is one.

@@ -31,8 +31,11 @@ fn tokenizer(model: &Model) -> [u8; 32] {
     for id in 0..tokenizer.vocab_size() as u32 {
         add(&mut hash, tokenizer.token_bytes(id));
     }
-    let merges = model.gguf().find_arr_str("tokenizer.ggml.merges");
-    merges.ok().flatten().into_iter().flatten().for_each(|merge| add(&mut hash, merge));
+    if let Ok(Some(merges)) = model.gguf().find_arr_str("tokenizer.ggml.merges") {
+        merges.for_each(|merge| add(&mut hash, merge));
+    } else if let Ok(Some(scores)) = model.gguf().find_arr_scalar("tokenizer.ggml.scores") {
+        scores.for_each(|score| add(&mut hash, format!("{score:?}").as_bytes()));
+    }
     hash.finalize().into()
 }
 
@@ -45,6 +48,15 @@ fn layout(model: &Model) -> [u8; 32] {
     }
     hash.update(c.rope_base.to_le_bytes());
     hash.update(c.norm_eps.to_le_bytes());
+    // Only where there are some, so that what older versions stored remains valid.
+    if let Some(sliding) = c.sliding_window {
+        hash.update((sliding.window_tokens as u64).to_le_bytes());
+        hash.update((sliding.period as u64).to_le_bytes());
+        hash.update(sliding.rope_base.to_le_bytes());
+    }
+    if c.rope_divisor != 1.0 {
+        hash.update(c.rope_divisor.to_le_bytes());
+    }
     hash.finalize().into()
 }
 
