@@ -1,7 +1,7 @@
 """Rebuilds a model's own tokenizer from its GGUF file, with the `tokenizers` package: byte-level BPE, or
 SentencePiece's BPE, whose merges follow from the scores of its tokens as the `transformers` package derives them.
 
-The pre-tokenizers are those that Hugging Face configures for the two families,
+The pre-tokenizers are those that Hugging Face configures for the families,
 with one exception: `qwen2` gets no NFC normalisation, because it would change the bytes of the text,
 and a stream must give back what was put in.
 
@@ -17,6 +17,23 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+CONTRACTION|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*CONTRACTION|DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {
+    "qwen2": QWEN2_PATTERN,
+    "llama-bpe": LLAMA3_PATTERN,
+    "dbrx": LLAMA3_PATTERN,
+    "smaug-bpe": LLAMA3_PATTERN,
+    "gpt-4o": CASED.replace("CONTRACTION", CONTRACTION).replace("DIGITS", r"\p{N}{1,3}"),
+    "tekken": CASED.replace("CONTRACTION", "").replace("DIGITS", r"\p{N}"),
+}
+# A word that is a token is not merged.
+IGNORE_MERGES = ("llama-bpe", "tekken")
 
 
 def byte_symbols():
@@ -27,14 +44,16 @@ def byte_symbols():
 
 
 def pre_tokenizer(name):
-    if name == "smollm":
+    if name == "gpt-2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if name in ("smollm", "refact"):
         return pre_tokenizers.Sequence([
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ])
-    if name == "qwen2":
+    if name in PATTERNS:
         return pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.Split(Regex(PATTERNS[name]), behavior="isolated", invert=False),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])
     raise ValueError(f"unknown pre-tokenizer {name!r}")
@@ -48,7 +67,8 @@ def from_gguf(fields, with_special=True):
         return sentencepiece(tokens, types, fields["tokenizer.ggml.scores"], with_special)
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    ignore_merges = fields["tokenizer.ggml.pre"] in IGNORE_MERGES
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer(fields["tokenizer.ggml.pre"])
     tokenizer.decoder = decoders.ByteLevel()
     if with_special:

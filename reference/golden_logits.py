@@ -110,7 +110,12 @@ class Golden:
         tokens = self.encode(text)
         logits = self.model.logits(tokens)
         n = len(tokens)
-        positions = np.arange(n) if not self.real else np.array([0, n // 3, 2 * n // 3, n - 1])
+        if self.real:
+            positions = np.array([0, n // 3, 2 * n // 3, n - 1])
+        elif self.content["model"] in ("tiny-llama", "tiny-qwen2"):
+            positions = np.arange(n)
+        else:
+            positions = np.arange(n - 1, -1, -5)[::-1]
         return {"name": name, "text": text, "tokens": tokens} | self.sample(logits, positions)
 
     def stream(self, tokens, sinks, window, positions, text=None):

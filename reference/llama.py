@@ -6,11 +6,9 @@ so that an error has to be made twice to stay hidden.
 Weights are dequantized to float32 by the `gguf` package. Activations, sums and softmax are in `dtype`:
 float64 by default, so that the reference has no rounding worth mentioning; float32 for speed.
 
-Families: `llama` (q and k rows permuted by the GGUF converter, so that rotary pairs are neighbours:
-elements 2i and 2i+1), `qwen2` (pairs are i and i + head_dim/2; q, k and v have biases), `qwen3` (norms of q and k
-instead of biases) and `gemma3` (those norms, norms behind attention and feed-forward, GELU, embeddings scaled, and
-layers that see the last places of the cache only, with a rotary base of their own).
-`check_transformers.py` compares all of them with the `transformers` package.
+What families differ in stands in `Model.__init__`; `check_transformers.py` compares all of them with the
+`transformers` package. GGUF's converter permutes the rows of q and k of `llama`, `granite` and `smollm3`, so that rotary
+pairs are neighbours: elements 2i and 2i+1; of all others they are i and i + half of what is rotated.
 
 Shapes: `n` tokens, `h` query heads, `g` key/value heads, `d` head_dim, `e` embedding, `f` feed-forward.
 
@@ -65,6 +63,9 @@ def round_to_int8(x):
     return (whole * scale.astype(np.float16).astype(x.dtype)).reshape(x.shape)
 
 
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "olmo2", "smollm3")
+
+
 class Model:
     def __init__(self, path, dtype=np.float64, int8_activations=False):
         reader = GGUFReader(path)
@@ -74,32 +75,68 @@ class Model:
         self.int8_activations = int8_activations
         self.kept = {}
 
-        self.arch = self.fields["general.architecture"]
-        if self.arch not in ("llama", "qwen2", "qwen3", "gemma3"):
-            raise ValueError(f"unknown architecture {self.arch!r}")
-        self.neighbour_pairs = self.arch == "llama"
+        self.arch = arch = self.fields["general.architecture"]
+        if arch not in FAMILIES:
+            raise ValueError(f"unknown architecture {arch!r}")
+        self.neighbour_pairs = arch in ("llama", "granite", "smollm3")
+        self.is_gemma = arch in ("gemma2", "gemma3")
         self.n_layers = self.setting("block_count")
         self.n_heads = self.setting("attention.head_count")
         self.n_kv_heads = self.setting("attention.head_count_kv")
         self.embedding = self.setting("embedding_length")
+        self.feed_forward_size = self.setting("feed_forward_length")
         self.head_dim = self.setting("attention.key_length", self.embedding // self.n_heads)
+        self.rotated = self.setting("rope.dimension_count", self.head_dim)
         self.eps = self.setting("attention.layer_norm_rms_epsilon")
-        if self.setting("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in self.tensors:
-            raise ValueError("rotary scaling is not implemented")
-        self.frequencies = self.rotary_frequencies(self.setting("rope.freq_base", 10000.0))
-        self.is_gemma = self.arch == "gemma3"
-        if self.is_gemma:
-            self.sliding_window = self.setting("attention.sliding_window")
-            self.sliding_period = self.setting("attention.sliding_window_pattern", 6)
-            self.sliding_frequencies = self.rotary_frequencies(self.setting("rope.freq_base_swa", 10000.0))
+
+        # Factors and caps.
+        self.embedding_scale = np.sqrt(self.embedding) if self.is_gemma else self.setting("embedding_scale", 1.0)
+        self.attention_scale = self.setting("attention.scale", 1 / np.sqrt(self.head_dim))
+        self.residual_scale = self.setting("residual_scale", 1.0)
+        self.logit_divisor = self.setting("logit_scale", 1.0)
+        self.score_cap = self.setting("attn_logit_softcapping", 0.0)
+        self.logit_cap = self.setting("final_logit_softcapping", 0.0)
+
+        # Layers that see the last places of the cache only: all but every so many.
+        self.sliding_window = self.setting("attention.sliding_window", 0)
+        period = {"gemma2": 2, "gemma3": 6}.get(arch, self.n_layers + 1)
+        self.sliding_period = self.setting("attention.sliding_window_pattern", period)
+
+        base = self.setting("rope.freq_base", 10000.0)
+        self.frequencies, self.magnitude = self.scaled(self.rotary_frequencies(base), base)
+        own_base = self.setting("rope.freq_base_swa", 10000.0) if arch == "gemma3" else base
+        self.sliding_frequencies = self.rotary_frequencies(own_base) if own_base != base else self.frequencies
 
     def rotary_frequencies(self, base):
         """In float32, as models are trained with; angles are in float64."""
-        exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        exponent = np.arange(0, self.rotated, 2, dtype=np.float32) / np.float32(self.rotated)
         return (np.float32(1) / np.float32(base) ** exponent).astype(np.float64)
 
+    def scaled(self, frequencies, base):
+        """Frequencies of models that were trained on longer texts later, and what rotated components are multiplied by."""
+        for name in ("rope_freqs.weight", "rope_factors_short.weight"):
+            if name in self.tensors:
+                return frequencies / self.weight(name), self.setting("rope.scaling.attn_factor", 1.0)
+        kind = self.setting("rope.scaling.type", "none")
+        if kind == "none":
+            return frequencies, 1.0
+        factor = self.setting("rope.scaling.factor")
+        if kind == "linear":
+            return frequencies / factor, 1.0
+        if kind != "yarn":
+            raise ValueError(f"rotary scaling {kind!r}")
+        # YaRN (arXiv:2309.00071): by how often a pair turns within the original context.
+        original = self.setting("rope.scaling.original_context_length")
+        pair_of = lambda turns: self.rotated * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base))
+        low, high = max(np.floor(pair_of(32)), 0), min(np.ceil(pair_of(1)), self.rotated - 1)
+        ramp = np.clip((np.arange(self.rotated // 2) - low) / max(high - low, 0.001), 0, 1)
+        return frequencies * (1 - ramp) + frequencies / factor * ramp, 0.1 * np.log(factor) + 1
+
     def is_sliding(self, layer):
-        return self.is_gemma and (layer + 1) % self.sliding_period != 0
+        return self.sliding_window > 0 and (layer + 1) % self.sliding_period != 0
+
+    def is_rotated(self, layer):
+        return self.arch != "smollm3" or (layer + 1) % 4 != 0
 
     def setting(self, name, default=None):
         value = self.fields.get(f"{self.arch}.{name}", default)
@@ -118,7 +155,7 @@ class Model:
         """`[n]` to `[n, e]`; dequantizes the rows in question only."""
         tensor = self.tensors["token_embd.weight"]
         x = dequantize(tensor.data[np.asarray(tokens)], tensor.tensor_type).astype(self.dtype)
-        return x * self.dtype(np.sqrt(self.embedding)) if self.is_gemma else x
+        return x * self.dtype(self.embedding_scale)
 
     def linear(self, x, name):
         """`[n, in]` to `[n, out]`, with the bias if there is one."""
@@ -128,20 +165,25 @@ class Model:
         return y + self.weight(f"{name}.bias") if f"{name}.bias" in self.tensors else y
 
     def rms_norm(self, x, name):
+        """`x` itself, where the family has no such norm."""
+        if f"{name}.weight" not in self.tensors:
+            return x
         mean_square = np.square(x).mean(axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + self.eps) * self.weight(f"{name}.weight")
 
     def rotate(self, x, positions, layer):
         """Rotary embedding of `x` `[n, heads, d]`, row i at `positions[i]`."""
+        if not self.is_rotated(layer):
+            return x
         frequencies = self.sliding_frequencies if self.is_sliding(layer) else self.frequencies
-        angle = np.asarray(positions, dtype=np.float64)[:, None] * frequencies  # [n, d/2]
-        cos = np.cos(angle).astype(self.dtype)[:, None]
-        sin = np.sin(angle).astype(self.dtype)[:, None]
-        half = self.head_dim // 2
-        first = slice(0, None, 2) if self.neighbour_pairs else slice(0, half)
-        second = slice(1, None, 2) if self.neighbour_pairs else slice(half, None)
+        angle = np.asarray(positions, dtype=np.float64)[:, None] * frequencies  # [n, pairs]
+        cos = (np.cos(angle) * self.magnitude).astype(self.dtype)[:, None]
+        sin = (np.sin(angle) * self.magnitude).astype(self.dtype)[:, None]
+        half = self.rotated // 2
+        first = slice(0, self.rotated, 2) if self.neighbour_pairs else slice(0, half)
+        second = slice(1, self.rotated, 2) if self.neighbour_pairs else slice(half, self.rotated)
         a, b = x[..., first], x[..., second]
-        rotated = np.empty_like(x)
+        rotated = x.copy()
         rotated[..., first] = a * cos - b * sin
         rotated[..., second] = a * sin + b * cos
         return rotated
@@ -157,38 +199,54 @@ class Model:
         if self.is_sliding(layer):
             keys, values = keys[-self.sliding_window :], values[-self.sliding_window :]
         q = q.reshape(self.n_kv_heads, -1, self.head_dim)  # [g, h/g, d]: neighbours share a key head
-        scores = np.einsum("gqd,mgd->gqm", q, keys) / self.dtype(np.sqrt(self.head_dim))
+        scores = np.einsum("gqd,mgd->gqm", q, keys) * self.dtype(self.attention_scale)
+        if self.score_cap:
+            scores = self.score_cap * np.tanh(scores / self.score_cap)
         return np.einsum("gqm,mgd->gqd", softmax(scores), values).reshape(-1)
 
     def project(self, x, layer):
         """Raw (un-rotated) q `[n, h, d]`, k and v `[n, g, d]`."""
         x = self.rms_norm(x, f"blk.{layer}.attn_norm")
-        q = self.linear(x, f"blk.{layer}.attn_q").reshape(len(x), self.n_heads, self.head_dim)
-        k = self.linear(x, f"blk.{layer}.attn_k").reshape(len(x), self.n_kv_heads, self.head_dim)
-        v = self.linear(x, f"blk.{layer}.attn_v").reshape(len(x), self.n_kv_heads, self.head_dim)
-        if self.arch in ("qwen3", "gemma3"):
-            q = self.rms_norm(q, f"blk.{layer}.attn_q_norm")
-            k = self.rms_norm(k, f"blk.{layer}.attn_k_norm")
+        q_size, kv_size = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        if self.arch == "phi3":
+            q, k, v = np.split(self.linear(x, f"blk.{layer}.attn_qkv"), [q_size, q_size + kv_size], axis=1)
+        else:
+            q, k, v = (self.linear(x, f"blk.{layer}.attn_{part}") for part in "qkv")
+        if self.arch == "olmo2":
+            q, k = self.rms_norm(q, f"blk.{layer}.attn_q_norm"), self.rms_norm(k, f"blk.{layer}.attn_k_norm")
+        q, k, v = (y.reshape(len(x), -1, self.head_dim) for y in (q, k, v))
+        if self.arch != "olmo2":
+            q, k = self.rms_norm(q, f"blk.{layer}.attn_q_norm"), self.rms_norm(k, f"blk.{layer}.attn_k_norm")
         return q, k, v
 
-    def attention_output(self, seen, layer):
+    def add(self, x, y, norm):
+        """The residual stream after a half of a layer."""
+        return x + self.rms_norm(y, norm) * self.dtype(self.residual_scale)
+
+    def attention_output(self, x, seen, layer):
         y = self.linear(seen, f"blk.{layer}.attn_output")
-        return self.rms_norm(y, f"blk.{layer}.post_attention_norm") if self.is_gemma else y
+        return self.add(x, y, f"blk.{layer}.post_attention_norm")
 
     def feed_forward(self, x, layer):
         """SwiGLU; of Gemma GeGLU, with the approximation by tanh."""
-        x = self.rms_norm(x, f"blk.{layer}.ffn_norm")
-        gate = self.linear(x, f"blk.{layer}.ffn_gate")
-        up = self.linear(x, f"blk.{layer}.ffn_up")
-        if not self.is_gemma:
-            return self.linear(gate / (1 + np.exp(-gate)) * up, f"blk.{layer}.ffn_down")
-        gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi).astype(self.dtype) * (gate + 0.044715 * gate**3)))
-        return self.rms_norm(self.linear(gelu * up, f"blk.{layer}.ffn_down"), f"blk.{layer}.post_ffw_norm")
+        y = self.rms_norm(x, f"blk.{layer}.ffn_norm")
+        if self.arch == "phi3":
+            gate, up = np.split(self.linear(y, f"blk.{layer}.ffn_up"), 2, axis=1)
+        else:
+            gate, up = self.linear(y, f"blk.{layer}.ffn_gate"), self.linear(y, f"blk.{layer}.ffn_up")
+        if self.is_gemma:
+            inner = np.sqrt(2 / np.pi).astype(self.dtype) * (gate + 0.044715 * gate**3)
+            active = 0.5 * gate * (1 + np.tanh(inner))
+        else:
+            active = gate / (1 + np.exp(-gate))
+        y = self.linear(active * up, f"blk.{layer}.ffn_down")
+        return self.add(x, y, f"blk.{layer}.post_ffw_norm")
 
     def output(self, x):
         """Hidden states `[n, e]` to logits `[n, vocabulary]`."""
         name = "output" if "output.weight" in self.tensors else "token_embd"
-        return self.linear(self.rms_norm(x, "output_norm"), name)
+        logits = self.linear(self.rms_norm(x, "output_norm"), name) / self.dtype(self.logit_divisor)
+        return self.logit_cap * np.tanh(logits / self.logit_cap) if self.logit_cap else logits
 
     def logits(self, tokens, sinks=0, window=None):
         """All positions at once: `[n]` to `[n, vocabulary]`.
@@ -201,8 +259,8 @@ class Model:
         for layer in range(self.n_layers):
             q, k, v = self.project(x, layer)
             seen = [self.attend_one(q[t], k[rows], v[rows], layer) for t, rows in enumerate(visible)]
-            x = x + self.attention_output(np.stack(seen), layer)
-            x = x + self.feed_forward(x, layer)
+            x = self.attention_output(x, np.stack(seen), layer)
+            x = self.feed_forward(x, layer)
         return self.output(x)
 
 
@@ -224,8 +282,8 @@ class Stream:
             self.keys[layer] = np.concatenate([self.keys[layer], k])
             self.values[layer] = np.concatenate([self.values[layer], v])
             seen = model.attend_one(q[0], self.keys[layer], self.values[layer], layer)
-            x = x + model.attention_output(seen[None], layer)
-            x = x + model.feed_forward(x, layer)
+            x = model.attention_output(x, seen[None], layer)
+            x = model.feed_forward(x, layer)
         if len(self.keys[0]) > self.sinks + self.window:
             self.keys = [np.delete(keys, self.sinks, axis=0) for keys in self.keys]
             self.values = [np.delete(values, self.sinks, axis=0) for values in self.values]

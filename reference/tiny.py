@@ -2,8 +2,13 @@
 
 `tiny-llama.gguf`: embedding 256, K-quants, tied embeddings, special tokens first (as SmolLM2).
 `tiny-qwen2.gguf`: embedding 64, biases, an output matrix of its own, special tokens last (as Qwen2.5).
-`tiny-qwen3.gguf`: embedding 64, heads larger than their share of it, norms of queries and keys.
-`tiny-gemma3.gguf`: embedding 64, two layers of three with a sliding window of 8 tokens, tokens by SentencePiece.
+All others have an embedding of 64 and Q8_0, and what their family has that these two have not:
+`tiny-llama3.gguf`: factors of rotary frequencies, words of Llama 3.
+`tiny-qwen3.gguf`: heads larger than their share of the embedding, norms of queries and keys, YaRN.
+`tiny-gemma2.gguf`: every second layer with a sliding window of 8 tokens, norms on both sides, soft caps, SentencePiece.
+`tiny-gemma3.gguf`: two layers of three with such a window and a rotary base of their own, linear scaling for the third.
+`tiny-phi3.gguf`: joined matrices, heads that are rotated in part, LongRoPE, a window in all layers, words of GPT-4o.
+`tiny-granite.gguf`: four factors. `tiny-olmo2.gguf`: norms behind only. `tiny-smollm3.gguf`: a fourth layer without rotation.
 Between them these tensor types appear: F32, F16, Q4_1, Q5_0, Q8_0, Q4_K, Q6_K.
 
     python tiny.py OUTPUT_FOLDER
@@ -177,7 +182,7 @@ class Builder:
     def __init__(self, path, arch, name, special_first, pre, settings):
         self.path, self.settings = path, settings
         # Of the first two families the first letter.
-        self.random = np.random.default_rng([SEED, *(arch.encode() if arch in ("qwen3", "gemma3") else arch[:1].encode())])
+        self.random = np.random.default_rng([SEED, *(arch[:1] if arch in ("llama", "qwen2") else name).encode()])
         self.writer = writer = GGUFWriter(path, arch)
         writer.add_name(name)
         writer.add_context_length(2048)
@@ -192,14 +197,14 @@ class Builder:
         if "head_dim" in settings:
             writer.add_key_length(self.head_dim)
             writer.add_value_length(self.head_dim)
-        if "sliding_window" in settings:
-            writer.add_sliding_window(settings["sliding_window"])
-            writer.add_sliding_window_pattern(settings["sliding_window_pattern"])
+        for key, value in settings.get("more", {}).items():
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(f"{arch}.{key}", value)
         if pre == "default":
             self.add_sentencepiece()
         else:
             self.add_tokenizer(special_first, pre)
-        if arch == "llama":
+        if name == "tiny llama":
             writer.add_vocab_size(self.n_vocab)
             writer.add_rope_dimension_count(settings["embedding"] // settings["n_heads"])
 
@@ -251,7 +256,7 @@ class Builder:
         values = (mean + spread * self.random.standard_normal(n)).astype(np.float32)
         self.writer.add_tensor(name, values)
 
-    def layer(self, i, kinds, with_biases=False, with_qk_norms=False, with_post_norms=False):
+    def layer(self, i, kinds, with_biases=False, qk_norms=None, norms_before=True, norms_behind=False, joined=False):
         """`kinds`: tensor types of q, k, v, attention output, gate, up, down."""
         e, f = self.settings["embedding"], self.settings["feed_forward"]
         e_q = self.head_dim * self.settings["n_heads"]
@@ -259,12 +264,17 @@ class Builder:
         # Larger queries and keys would make the logits chaotic: 1.6 doubles the effect of any rounding.
         shapes = {"attn_q": (e_q, e, 1.2), "attn_k": (e_kv, e, 1.2), "attn_v": (e_kv, e, 1.5),
                   "attn_output": (e, e_q, 1.5), "ffn_gate": (f, e, 1.5), "ffn_up": (f, e, 1.5), "ffn_down": (e, f, 1.5)}
-        self.vector(f"blk.{i}.attn_norm.weight", e, 1, 0.1)
-        self.vector(f"blk.{i}.ffn_norm.weight", e, 1, 0.1)
-        if with_qk_norms:
-            self.vector(f"blk.{i}.attn_q_norm.weight", self.head_dim, 1.2, 0.1)
-            self.vector(f"blk.{i}.attn_k_norm.weight", self.head_dim, 1.2, 0.1)
-        if with_post_norms:
+        if joined:
+            shapes = {"attn_qkv": (e_q + 2 * e_kv, e, 1.2), "attn_output": (e, e_q, 1.5),
+                      "ffn_up": (2 * f, e, 1.5), "ffn_down": (e, f, 1.5)}
+        if norms_before:
+            self.vector(f"blk.{i}.attn_norm.weight", e, 1, 0.1)
+            self.vector(f"blk.{i}.ffn_norm.weight", e, 1, 0.1)
+        if qk_norms is not None:
+            sizes = {"head": (self.head_dim, self.head_dim), "row": (e_q, e_kv)}[qk_norms]
+            self.vector(f"blk.{i}.attn_q_norm.weight", sizes[0], 1.2, 0.1)
+            self.vector(f"blk.{i}.attn_k_norm.weight", sizes[1], 1.2, 0.1)
+        if norms_behind:
             self.vector(f"blk.{i}.post_attention_norm.weight", e, 1.5, 0.1)
             self.vector(f"blk.{i}.post_ffw_norm.weight", e, 1.5, 0.1)
         for (name, shape), kind in zip(shapes.items(), kinds):
@@ -302,26 +312,49 @@ def tiny_qwen2(path):
     builder.finish()
 
 
-def tiny_qwen3(path):
-    builder = Builder(path, "qwen3", "tiny qwen3", special_first=False, pre="qwen2", settings=dict(
-        n_layers=2, embedding=64, feed_forward=96, n_heads=4, n_kv_heads=2, head_dim=32, freq_base=1000000.0, eps=1e-6))
-    builder.matrix("token_embd", Type.Q8_0, builder.n_vocab, 64, 4.0)
-    for i in range(2):
-        builder.layer(i, [Type.Q8_0] * 7, with_qk_norms=True)
-    builder.vector("output_norm.weight", 64, 1, 0.1)
+def small(path, arch, name, pre, n_layers=2, embedding_gain=4.0, output_norm=1.0, n_kv_heads=2, freq_base=10000.0,
+          head_dim=None, more={}, tensors={}, **layer):
+    """A model of the other families; `more`: metadata of its own, `tensors`: vectors of its own."""
+    settings = dict(n_layers=n_layers, embedding=64, feed_forward=96, n_heads=4, n_kv_heads=n_kv_heads,
+                    freq_base=freq_base, eps=1e-6, more=more) | ({"head_dim": head_dim} if head_dim else {})
+    builder = Builder(path, arch, name, special_first=False, pre=pre, settings=settings)
+    builder.matrix("token_embd", Type.Q8_0, builder.n_vocab, 64, embedding_gain)
+    for name, values in tensors.items():
+        builder.writer.add_tensor(name, np.array(values, dtype=np.float32))
+    for i in range(n_layers):
+        builder.layer(i, [Type.Q8_0] * 7, **layer)
+    builder.vector("output_norm.weight", 64, output_norm, output_norm / 10)
     builder.finish()
 
 
-def tiny_gemma3(path):
-    builder = Builder(path, "gemma3", "tiny gemma3", special_first=True, pre="default", settings=dict(
-        n_layers=3, embedding=64, feed_forward=96, n_heads=4, n_kv_heads=1, head_dim=32, freq_base=1000000.0, eps=1e-6,
-        sliding_window=8, sliding_window_pattern=2))
-    # Scaled by 8, the root of 64, on the way in; larger rows would leave nothing to the layers.
-    builder.matrix("token_embd", Type.Q8_0, builder.n_vocab, 64, 0.5)
-    for i in range(3):
-        builder.layer(i, [Type.Q8_0] * 7, with_qk_norms=True, with_post_norms=True)
-    builder.vector("output_norm.weight", 64, 7, 0.5)
-    builder.finish()
+def llama3_factors(dim, base, factor, low, high, original):
+    """As `transformers` has them: long waves are stretched, short ones not, those between in part."""
+    wave = 2 * np.pi * base ** (np.arange(0, dim, 2) / dim)
+    smooth = np.clip((original / wave - low) / (high - low), 0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
+def others(folder):
+    small(folder / "tiny-llama3.gguf", "llama", "tiny llama3", "llama-bpe", more={"rope.dimension_count": 16},
+          tensors={"rope_freqs.weight": llama3_factors(16, 10000.0, 8.0, 1.0, 4.0, 32)})
+    small(folder / "tiny-qwen3.gguf", "qwen3", "tiny qwen3", "qwen2", head_dim=32, qk_norms="head", freq_base=1000000.0,
+          more={"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32})
+    # Embeddings are scaled by 8 on the way in; larger rows would leave nothing to the layers.
+    gemma = dict(pre="default", n_layers=3, embedding_gain=0.5, output_norm=7.0, head_dim=32, norms_behind=True)
+    small(folder / "tiny-gemma2.gguf", "gemma2", "tiny gemma2", **gemma, more={
+        "attention.sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 15.0})
+    small(folder / "tiny-gemma3.gguf", "gemma3", "tiny gemma3", **gemma, n_kv_heads=1, qk_norms="head", freq_base=1000000.0,
+          more={"attention.sliding_window": 8, "attention.sliding_window_pattern": 2,
+                "rope.scaling.type": "linear", "rope.scaling.factor": 8.0})
+    small(folder / "tiny-phi3.gguf", "phi3", "tiny phi3", "gpt-4o", joined=True,
+          more={"rope.dimension_count": 12, "rope.scaling.original_context_length": 1024,
+                "rope.scaling.attn_factor": 1.0 + 1 / 16, "attention.sliding_window": 24},
+          tensors={"rope_factors_short.weight": 1 + np.arange(6) / 8, "rope_factors_long.weight": 1 + np.arange(6)})
+    small(folder / "tiny-granite.gguf", "granite", "tiny granite", "refact", embedding_gain=0.7, output_norm=5.0, more={
+        "rope.dimension_count": 16, "attention.scale": 0.3, "embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 0.7})
+    small(folder / "tiny-olmo2.gguf", "olmo2", "tiny olmo2", "dbrx", qk_norms="row", norms_before=False, norms_behind=True,
+          freq_base=500000.0)
+    small(folder / "tiny-smollm3.gguf", "smollm3", "tiny smollm3", "smaug-bpe", n_layers=5, more={"rope.dimension_count": 16})
 
 
 def main():
@@ -331,8 +364,7 @@ def main():
     print(f"seed {SEED}, versions {versions('numpy', 'gguf')}")
     tiny_llama(folder / "tiny-llama.gguf")
     tiny_qwen2(folder / "tiny-qwen2.gguf")
-    tiny_qwen3(folder / "tiny-qwen3.gguf")
-    tiny_gemma3(folder / "tiny-gemma3.gguf")
+    others(folder)
 
 
 if __name__ == "__main__":

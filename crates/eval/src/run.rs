@@ -327,7 +327,7 @@ impl Run<'_> {
 
     /// Where each document ends, in tokens.
     fn ends(&self, stream: &Stream) -> Result<Vec<u64>, EvalError> {
-        let mut end = 0;
+        let mut end = u64::from(self.model.tokenizer().first_token().is_some());
         let mut ends = Vec::new();
         for document in &stream.documents {
             end += encode(&self.model, document)?.len() as u64;
@@ -392,7 +392,9 @@ impl Run<'_> {
     fn session(&self, reading: Reading, dense_tokens: usize) -> Result<Session, EvalError> {
         let config = reading.config(&self.config, dense_tokens);
         let encoder = self.encoder.clone().filter(|_| reading.remembers());
-        Ok(Session::new(Arc::clone(&self.model), encoder, config)?)
+        let mut session = Session::new(Arc::clone(&self.model), encoder, config)?;
+        session.begin()?;
+        Ok(session)
     }
 
     /// An answer, and the number of its tokens.

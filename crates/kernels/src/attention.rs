@@ -82,6 +82,8 @@ pub struct Attention<'a, E> {
     pub head_dim: usize,
     /// What the query sees, in the order in which sums run.
     pub spans: &'a [Span],
+    /// Scores are `cap * tanh(score / cap)` (Gemma 2); `None` for scores as they are.
+    pub score_cap: Option<f32>,
     /// The two forms of the query, by [`QueryForm`], scaled by `1 / sqrt(head_dim)`: each
     /// `[n_query_heads, head_dim]`.
     pub queries: [&'a [f32]; 2],
@@ -151,6 +153,11 @@ impl<E: Element> Heads<'_, '_, E> {
         // SAFETY: as for `run`.
         unsafe {
             self.score::<S, H>();
+            if let Some(cap) = self.a.score_cap {
+                for h in 0..H {
+                    cap_scores::<S>(&mut self.scores[h * self.stride..][..self.stride], cap);
+                }
+            }
             // Loops, not closures: a closure would be compiled without the instruction set.
             let mut sums = [0.0; H];
             for h in 0..H {
@@ -258,6 +265,23 @@ unsafe fn scores_of_tile<S: Simd, E: Element, const H: usize>(
     }
 }
 
+/// Replaces numbers by `cap * tanh(x / cap)`; the length is a multiple of 16.
+///
+/// `tanh z = 1 - 2 / (1 + e^2z)`.
+#[inline(always)]
+pub(crate) unsafe fn cap_scores<S: Simd>(scores: &mut [f32], cap: f32) {
+    // SAFETY: whole vectors inside the slice.
+    unsafe {
+        let p = scores.as_mut_ptr();
+        let (one, twice) = (S::splat(1.0), S::splat(2.0 / cap));
+        for i in (0..scores.len()).step_by(LANES) {
+            let e = S::exp(S::mul(S::load(p.add(i)), twice));
+            let tanh = S::sub(one, S::div(S::splat(2.0), S::add(one, e)));
+            S::store(p.add(i), S::mul(tanh, S::splat(cap)));
+        }
+    }
+}
+
 /// Replaces scores by `exp(score - max)` and returns their sum; the length is a multiple of 16.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(scores: &mut [f32]) -> f32 {
@@ -296,7 +320,8 @@ mod tests {
             for slot in span.first..span.first + span.len {
                 read_key(a.keys, slot, &mut key);
                 let dot: f64 = q.iter().zip(&key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-                scored.push((dot, slot));
+                let cap = a.score_cap.map(f64::from);
+                scored.push((cap.map_or(dot, |cap| cap * (dot / cap).tanh()), slot));
             }
         }
         let max = scored.iter().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
@@ -310,7 +335,13 @@ mod tests {
         out
     }
 
-    fn check<E: Element>(dim: usize, n_heads: usize, spans: &[Span], scale: f32) {
+    fn check<E: Element>(
+        dim: usize,
+        n_heads: usize,
+        spans: &[Span],
+        scale: f32,
+        score_cap: Option<f32>,
+    ) {
         let mut rng = Rng::new((dim * 31 + n_heads * 7 + spans.len()) as u64);
         let n_slots = 100;
         let mut keys = vec![E::default(); key_tiles_len(n_slots, dim)];
@@ -321,7 +352,8 @@ mod tests {
         let mut queries = [rng.vec(n_heads * dim), rng.vec(n_heads * dim)];
         queries.iter_mut().flatten().for_each(|q| *q *= scale);
         let queries = [&queries[0][..], &queries[1][..]];
-        let a = Attention { keys: &keys, values: &values, head_dim: dim, spans, queries };
+        let (keys, values) = (&keys[..], &values[..]);
+        let a = Attention { keys, values, head_dim: dim, spans, score_cap, queries };
         let mut expected = vec![0.0; n_heads * dim];
         attend(Isa::scalar(), &a, &mut Vec::new(), &mut expected);
         for head in 0..n_heads {
@@ -356,9 +388,11 @@ mod tests {
         ];
         for spans in cases {
             for (dim, n_heads) in [(16, 1), (64, 3), (96, 2), (128, 7), (64, 9)] {
-                check::<f32>(dim, n_heads, spans, 0.3);
-                check::<f16>(dim, n_heads, spans, 0.3);
-                check::<f32>(dim, n_heads, spans, 30.0);
+                for score_cap in [None, Some(50.0), Some(2.0)] {
+                    check::<f32>(dim, n_heads, spans, 0.3, score_cap);
+                    check::<f16>(dim, n_heads, spans, 0.3, score_cap);
+                    check::<f32>(dim, n_heads, spans, 30.0, score_cap);
+                }
             }
         }
     }

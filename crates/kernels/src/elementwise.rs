@@ -1,6 +1,7 @@
 //! What stands between the matrices: norm, gate, sum.
 
 use crate::Isa;
+use crate::attention::cap_scores;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Root mean square norm of one row (Zhang and Sennrich, 2019, arXiv:1910.07467):
@@ -129,6 +130,31 @@ pub fn add_assign(x: &mut [f32], y: &[f32]) {
     }
 }
 
+/// Replaces each element by `cap * tanh(x / cap)`.
+pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
+    let (whole, tail) = x.split_at_mut(x.len() / LANES * LANES);
+    isa.run(SoftCap { x: whole, cap });
+    let mut padded = [0.0; LANES];
+    padded[..tail.len()].copy_from_slice(tail);
+    isa.run(SoftCap { x: &mut padded, cap });
+    tail.copy_from_slice(&padded[..tail.len()]);
+}
+
+struct SoftCap<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl Kernel for SoftCap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the length is a multiple of 16, as `soft_cap` cuts it.
+        unsafe { cap_scores::<S>(self.x, self.cap) }
+    }
+}
+
 /// `ln Σ e^x`, summed in f64.
 #[must_use]
 pub fn log_sum_exp(x: &[f32]) -> f64 {
@@ -173,6 +199,23 @@ mod tests {
             }
             rms_norm_in_place(isa, &mut rows, &w, 1e-5);
             assert_eq!(rows, expected, "{isa}");
+        }
+    }
+
+    #[test]
+    fn a_soft_cap_agrees_with_the_formula_and_across_instruction_sets() {
+        let mut x: Vec<f32> = Rng::new(24).vec(71).iter().map(|x| x * 100.0).collect();
+        x[..4].copy_from_slice(&[0.0, 1e30, -1e30, 30.0]);
+        let mut expected = x.clone();
+        soft_cap(Isa::scalar(), &mut expected, 30.0);
+        for (x, y) in x.iter().zip(&expected) {
+            let exact = 30.0 * (f64::from(*x) / 30.0).tanh();
+            assert!((exact - f64::from(*y)).abs() < 1e-5, "{x}: {y}");
+        }
+        for isa in Isa::available() {
+            let mut out = x.clone();
+            soft_cap(isa, &mut out, 30.0);
+            assert_eq!(out, expected, "{isa}");
         }
     }
 

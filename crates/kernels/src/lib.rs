@@ -45,7 +45,9 @@ mod testing;
 pub use activations::Activations;
 pub use attention::{Attention, QueryForm, Span, TILE, attend, key_tiles_len, read_key, write_key};
 pub use buffer::Arena;
-pub use elementwise::{Activation, add_assign, gated, log_sum_exp, rms_norm, rms_norm_in_place};
+pub use elementwise::{
+    Activation, add_assign, gated, log_sum_exp, rms_norm, rms_norm_in_place, soft_cap,
+};
 pub use isa::Isa;
 pub use matmul::{Product, dot_definition, matmul};
 pub use pool::Pool;

@@ -8,6 +8,8 @@
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     frequencies: Vec<f32>,
+    /// Rotated components are multiplied by it.
+    magnitude: f32,
 }
 
 /// Cosines and sines for one position: `[dim / 2]` each.
@@ -27,7 +29,13 @@ impl Rope {
     pub fn new(base: f32, dim: usize) -> Self {
         assert!(dim.is_multiple_of(2), "rotary dimension {dim} is odd");
         let frequency = |i: usize| 1.0 / (f64::from(base).powf((2 * i) as f64 / dim as f64) as f32);
-        Self { frequencies: (0..dim / 2).map(frequency).collect() }
+        Self { frequencies: (0..dim / 2).map(frequency).collect(), magnitude: 1.0 }
+    }
+
+    /// No rotation: every position is like the first.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { frequencies: Vec::new(), magnitude: 1.0 }
     }
 
     /// The same, with pair `i` turning more slowly by `divisors[i]`; all pairs by the only one.
@@ -42,6 +50,12 @@ impl Rope {
             *frequency /= divisor;
         }
         self
+    }
+
+    /// The same, with rotated components multiplied by `magnitude`.
+    #[must_use]
+    pub fn magnified(self, magnitude: f32) -> Self {
+        Self { magnitude, ..self }
     }
 
     /// Components that are rotated; the rest of a head passes through.
@@ -67,8 +81,8 @@ impl Rope {
         rotation.sin.clear();
         for &frequency in &self.frequencies {
             let (sin, cos) = (position as f64 * f64::from(frequency)).sin_cos();
-            rotation.cos.push(cos as f32);
-            rotation.sin.push(sin as f32);
+            rotation.cos.push(cos as f32 * self.magnitude);
+            rotation.sin.push(sin as f32 * self.magnitude);
         }
     }
 }
@@ -127,6 +141,32 @@ mod tests {
                 assert!((near - far).abs() < 4e-6, "{base} {distance}: {near} {far}");
             }
         }
+    }
+
+    #[test]
+    fn slowed_frequencies_are_those_of_nearer_positions() {
+        let x = Rng::new(3).vec(32);
+        let rope = Rope::new(10_000.0, 32);
+        assert_eq!(rotated(&rope.clone().slowed(&[4.0]), 20, &x), rotated(&rope, 5, &x));
+        let mut divisors = [1.0; 16];
+        divisors[7] = 2.0;
+        let slowed = rotated(&rope.clone().slowed(&divisors), 20, &x);
+        let (plain, half) = (rotated(&rope, 20, &x), rotated(&rope, 10, &x));
+        for i in 0..32 {
+            assert_eq!(slowed[i], if i % 16 == 7 { half[i] } else { plain[i] });
+        }
+    }
+
+    #[test]
+    fn a_magnitude_multiplies_what_is_rotated_and_nothing_else() {
+        let x = Rng::new(4).vec(24);
+        let rope = Rope::new(10_000.0, 16);
+        let (plain, magnified) =
+            (rotated(&rope, 9, &x), rotated(&rope.clone().magnified(2.0), 9, &x));
+        for i in 0..24 {
+            assert_eq!(magnified[i], plain[i] * if i < 16 { 2.0 } else { 1.0 });
+        }
+        assert_eq!(rotated(&Rope::none(), 9, &x), x);
     }
 
     #[test]

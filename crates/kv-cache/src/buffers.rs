@@ -165,13 +165,15 @@ impl HeadBuffers {
         &self,
         isa: Isa,
         spans: &[Span],
+        score_cap: Option<f32>,
         queries: [&[f32]; 2],
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
         on_rows!(&self.store, rows => {
             let (keys, values, head_dim) = (&rows.keys[..], &rows.values[..], self.head_dim);
-            attend(isa, &Attention { keys, values, head_dim, spans, queries }, scores, out);
+            let attention = Attention { keys, values, head_dim, spans, score_cap, queries };
+            attend(isa, &attention, scores, out);
         });
     }
 

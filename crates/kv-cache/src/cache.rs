@@ -20,38 +20,27 @@ pub enum RawKeys {
     Drop,
 }
 
-/// Layers that see no farther back than a number of tokens, whatever the cache holds.
+/// What layers of a model may differ in.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SlidingLayers {
-    /// How many tokens they see, the query's own included; counted in places of the cache.
-    pub window_tokens: usize,
-    /// Their rotary frequencies.
+pub struct LayerKind {
+    /// Rotary frequencies.
     pub rope: Rope,
-    /// Which layers they are: one for each layer of the model.
-    pub is_sliding: Vec<bool>,
-}
-
-impl SlidingLayers {
-    /// Whether `layer` of a model with these is one of them.
-    #[must_use]
-    pub fn contains(sliding: Option<&Self>, layer: usize) -> bool {
-        sliding.is_some_and(|s| s.is_sliding[layer])
-    }
+    /// How many tokens a query sees at most, its own included and counted in places of the cache;
+    /// `None` for all that the cache holds.
+    pub window_tokens: Option<usize>,
 }
 
 /// Capacities and shape, fixed for the life of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
-    /// Layers of the model.
-    pub n_layers: usize,
+    /// The kinds of layers there are; those with a window of their own have the same.
+    pub kinds: Vec<LayerKind>,
+    /// The kind of each layer of the model.
+    pub layers: Vec<usize>,
     /// KV heads of a layer.
     pub n_kv_heads: usize,
     /// Components of a head.
     pub head_dim: usize,
-    /// The model's rotary frequencies.
-    pub rope: Rope,
-    /// Layers with a sliding window of their own, if the model has such.
-    pub sliding: Option<SlidingLayers>,
     /// How far back a query looks.
     pub policy: Arc<dyn EvictionPolicy>,
     /// Capacity of the recalled section.
@@ -78,8 +67,9 @@ pub trait KvSource {
 #[derive(Clone, Debug)]
 pub struct KvCache {
     timeline: Timeline,
-    rope: Rope,
-    sliding: Option<SlidingLayers>,
+    kinds: Vec<LayerKind>,
+    /// `[n_layers]`
+    kind_of: Vec<usize>,
     head_dim: usize,
     raw_keys: RawKeys,
     /// `[n_layers][n_kv_heads]`
@@ -101,9 +91,14 @@ impl KvCache {
     /// [`CacheError::Config`] for capacities out of range.
     pub fn new(config: &CacheConfig) -> Result<Self, CacheError> {
         let policy = Arc::clone(&config.policy);
-        let sliding = &config.sliding;
+        let mut windows = config.kinds.iter().filter_map(|kind| kind.window_tokens);
+        let sliding_window = windows.next();
+        if let Some(value) = windows.find(|&other| Some(other) != sliding_window) {
+            let (what, bound) = ("a second sliding window", "as wide as the first");
+            return Err(CacheError::Config { what, value, bound });
+        }
         let timeline = Timeline::new(policy, config.recall_tokens, config.chunk_tokens)?
-            .with_sliding_window(sliding.as_ref().map(|s| s.window_tokens));
+            .with_sliding_window(sliding_window);
         let n_slots = timeline.n_slots();
         let first_raw = match config.raw_keys {
             RawKeys::Keep => config.policy.n_sink(),
@@ -113,11 +108,11 @@ impl KvCache {
         let layer = || (0..config.n_kv_heads).map(|_| head()).collect();
         Ok(Self {
             timeline,
-            rope: config.rope.clone(),
-            sliding: sliding.clone(),
+            kinds: config.kinds.clone(),
+            kind_of: config.layers.clone(),
             head_dim: config.head_dim,
             raw_keys: config.raw_keys,
-            layers: (0..config.n_layers).map(|_| layer()).collect(),
+            layers: config.layers.iter().map(|_| layer()).collect(),
             planned: Vec::with_capacity(config.chunk_tokens.min(4096)),
             n_appended: 0,
             last_start: None,
@@ -276,11 +271,10 @@ impl KvCache {
         self.timeline.begin_recall(place, n_tokens)?;
         let dim = self.head_dim;
         let rotations = self.rotations((0..n_tokens).map(|i| self.timeline.recalled_pos(i).0));
-        let sliding = self.sliding.as_ref();
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         let mut key = vec![0.0; dim];
         for (layer, heads) in self.layers.iter_mut().enumerate() {
-            let rotations = &rotations[usize::from(SlidingLayers::contains(sliding, layer))];
+            let rotations = &rotations[self.kind_of[layer]];
             for (kv_head, head) in heads.iter_mut().enumerate() {
                 let mut i = 0;
                 for source in sources {
@@ -369,22 +363,22 @@ impl KvCache {
     fn rotate_again(
         &mut self,
         slots: impl Iterator<Item = crate::Slot> + Clone,
-        rotations: &[Vec<Rotation>; 2],
+        rotations: &[Vec<Rotation>],
     ) {
         let mut scratch = vec![0.0; 2 * self.head_dim];
         for (layer, heads) in self.layers.iter_mut().enumerate() {
-            let is_sliding = SlidingLayers::contains(self.sliding.as_ref(), layer);
+            let rotations = &rotations[self.kind_of[layer]];
             for head in heads {
-                for (slot, rotation) in slots.clone().zip(&rotations[usize::from(is_sliding)]) {
+                for (slot, rotation) in slots.clone().zip(rotations) {
                     head.rotate_again(slot, rotation, &mut scratch);
                 }
             }
         }
     }
 
-    /// The rotations at some positions, and those of sliding layers.
-    fn rotations(&self, positions: impl Iterator<Item = u64> + Clone) -> [Vec<Rotation>; 2] {
-        let all = |rope: &Rope| positions.clone().map(|position| rope.rotation(position)).collect();
-        [all(&self.rope), self.sliding.as_ref().map_or_else(Vec::new, |s| all(&s.rope))]
+    /// The rotations at some positions, for each kind of layer.
+    fn rotations(&self, positions: impl Iterator<Item = u64> + Clone) -> Vec<Vec<Rotation>> {
+        let at = |kind: &LayerKind| positions.clone().map(|p| kind.rope.rotation(p)).collect();
+        self.kinds.iter().map(at).collect()
     }
 }

@@ -30,7 +30,7 @@ mod position;
 mod timeline;
 
 pub use buffers::{HeadBuffers, KvType};
-pub use cache::{CacheConfig, KvCache, KvSource, RawKeys, SlidingLayers};
+pub use cache::{CacheConfig, KvCache, KvSource, LayerKind, RawKeys};
 pub use error::CacheError;
 pub use policy::{EvictionPolicy, NeverEvict, SinkWindow};
 pub use position::{RopePos, Slot, TokenPos, range_len};

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use everstream_kernels::{Isa, Rope};
 use everstream_kv_cache::{
-    CacheConfig, EvictionPolicy, KvCache, KvSource, KvType, NeverEvict, Place, RawKeys, SinkWindow,
-    SlidingLayers, Timeline, TokenPos,
+    CacheConfig, EvictionPolicy, KvCache, KvSource, KvType, LayerKind, NeverEvict, Place, RawKeys,
+    SinkWindow, Timeline, TokenPos,
 };
 
 const LAYERS: usize = 2;
@@ -95,15 +95,13 @@ impl Run {
     ) -> Self {
         let (n_sink, window) = (policy.n_sink(), policy.window_tokens());
         let cache = KvCache::new(&CacheConfig {
-            n_layers: LAYERS,
+            kinds: vec![
+                LayerKind { rope: Rope::new(BASES[0], DIM), window_tokens: None },
+                LayerKind { rope: Rope::new(BASES[1], DIM), window_tokens: Some(sliding_window) },
+            ],
+            layers: vec![0, 1],
             n_kv_heads: KV_HEADS,
             head_dim: DIM,
-            rope: Rope::new(BASES[0], DIM),
-            sliding: Some(SlidingLayers {
-                window_tokens: sliding_window,
-                rope: Rope::new(BASES[1], DIM),
-                is_sliding: vec![false, true],
-            }),
             policy,
             recall_tokens: recall,
             chunk_tokens: chunk,
@@ -168,7 +166,7 @@ impl Run {
                 let forms = [&forms[0][..], &forms[1][..]];
                 let (_, heads) = self.cache.planned(layer);
                 let spans = if layer == 1 { &row.sliding_spans } else { &row.spans };
-                heads[kv_head].attend(Isa::detect(), spans, forms, &mut Vec::new(), &mut out);
+                heads[kv_head].attend(Isa::detect(), spans, None, forms, &mut Vec::new(), &mut out);
                 for (g, out) in out.chunks_exact(DIM).enumerate() {
                     let expected = self.naive(t, layer, kv_head, kv_head * GROUP + g);
                     for (x, y) in out.iter().zip(&expected) {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use everstream_kernels::Rope;
 use everstream_kv_cache::{
-    CacheConfig, CacheError, EvictionPolicy, KvCache, KvSource, KvType, NeverEvict, Place, RawKeys,
-    SinkWindow, Timeline, TokenPos,
+    CacheConfig, CacheError, EvictionPolicy, KvCache, KvSource, KvType, LayerKind, NeverEvict,
+    Place, RawKeys, SinkWindow, Timeline, TokenPos,
 };
 
 fn refused<T: Debug, R>(value: &mut T, f: impl Fn(&mut T) -> Result<R, CacheError>) -> CacheError {
@@ -73,11 +73,10 @@ fn sizes_that_a_timeline_refuses() {
 
 fn cache(policy: impl EvictionPolicy + 'static, recall: usize, raw_keys: RawKeys) -> KvCache {
     KvCache::new(&CacheConfig {
-        n_layers: 1,
+        kinds: vec![LayerKind { rope: Rope::new(10_000.0, 16), window_tokens: None }],
+        layers: vec![0; 1],
         n_kv_heads: 1,
         head_dim: 16,
-        rope: Rope::new(10_000.0, 16),
-        sliding: None,
         policy: Arc::new(policy),
         recall_tokens: recall,
         chunk_tokens: 4,

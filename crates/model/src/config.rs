@@ -3,6 +3,7 @@
 //! Everything that the forward pass, the cache and the tokenizer size their buffers by comes from
 //! here, so nothing leaves this module that is zero, does not divide, or is absurdly large.
 
+mod rope;
 #[cfg(test)]
 mod tests;
 
@@ -10,8 +11,11 @@ use std::fmt;
 
 use everstream_kernels::Activation;
 
-use crate::error::{LoadError, shown};
+use crate::error::LoadError;
 use crate::gguf::GgufFile;
+
+pub(crate) use rope::{FACTORS, LONG_FACTORS, SHORT_FACTORS};
+pub use rope::{RopeScaling, Yarn};
 
 const MAX_LAYERS: u32 = 1024;
 const MAX_HEADS: u32 = 1024;
@@ -24,22 +28,44 @@ const MAX_VOCAB: usize = 1 << 22;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Architecture {
-    /// Llama 2 and what is built like it: SmolLM2, TinyLlama.
+    /// Llama 2 and 3 and what is built like them: SmolLM2, TinyLlama, Mistral.
     Llama,
     /// Qwen 2 and 2.5: like Llama, with a bias on queries, keys and values.
     Qwen2,
     /// Qwen 3, dense: like Llama, with norms of queries and keys.
     Qwen3,
-    /// Gemma 3, text: five layers with a sliding window for each that sees everything, norms before
-    /// and behind each half of a layer.
+    /// Gemma 2: layers with a sliding window alternate with those that see everything; norms before
+    /// and behind each half of a layer; soft caps.
+    Gemma2,
+    /// Gemma 3, text: five layers with a sliding window for each that sees everything, norms of
+    /// queries and keys, no soft caps.
     Gemma3,
+    /// Phi-3 and Phi-4-mini: like Llama, with matrices put together.
+    Phi3,
+    /// Granite 3, dense: like Llama, with four factors.
+    Granite,
+    /// OLMo 2: norms behind each half of a layer only, and of all queries and all keys.
+    Olmo2,
+    /// SmolLM3: like Llama, with every fourth layer free of positions.
+    SmolLm3,
 }
 
 impl Architecture {
-    const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma3];
+    const ALL: [Self; 9] = [
+        Self::Llama,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::Phi3,
+        Self::Granite,
+        Self::Olmo2,
+        Self::SmolLm3,
+    ];
 
     /// The names that GGUF files use, in the order of the variants.
-    pub const NAMES: &'static [&'static str] = &["llama", "qwen2", "qwen3", "gemma3"];
+    pub const NAMES: &'static [&'static str] =
+        &["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "olmo2", "smollm3"];
 
     /// The name in GGUF files, which is also the prefix of its metadata keys.
     #[must_use]
@@ -55,10 +81,54 @@ impl Architecture {
     #[must_use]
     pub fn rope_pairs(self) -> RopePairs {
         match self {
-            Self::Llama => RopePairs::Adjacent,
-            Self::Qwen2 | Self::Qwen3 | Self::Gemma3 => RopePairs::Halves,
+            Self::Llama | Self::Granite | Self::SmolLm3 => RopePairs::Adjacent,
+            Self::Qwen2 | Self::Qwen3 | Self::Gemma2 | Self::Gemma3 | Self::Phi3 | Self::Olmo2 => {
+                RopePairs::Halves
+            }
         }
     }
+
+    fn is_gemma(self) -> bool {
+        matches!(self, Self::Gemma2 | Self::Gemma3)
+    }
+
+    fn norms(self) -> Norms {
+        match self {
+            Self::Gemma2 | Self::Gemma3 => Norms::Both,
+            Self::Olmo2 => Norms::Behind,
+            _ => Norms::Before,
+        }
+    }
+
+    fn qk_norm(self) -> QkNorm {
+        match self {
+            Self::Qwen3 | Self::Gemma3 => QkNorm::Head,
+            Self::Olmo2 => QkNorm::Row,
+            _ => QkNorm::None,
+        }
+    }
+}
+
+/// Where the norms of a layer stand, for attention and the feed-forward network alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Norms {
+    /// Before it.
+    Before,
+    /// Behind it, before its output is added to the residual stream.
+    Behind,
+    /// On both sides.
+    Both,
+}
+
+/// What of queries and keys has a norm, before they are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QkNorm {
+    /// Nothing.
+    None,
+    /// Each head.
+    Head,
+    /// All heads together.
+    Row,
 }
 
 impl fmt::Display for Architecture {
@@ -82,8 +152,8 @@ pub enum RopePairs {
 pub struct SlidingWindow {
     /// How many, the query's own included.
     pub window_tokens: usize,
-    /// Of so many layers the last sees everything.
-    pub period: usize,
+    /// Of so many layers the last sees everything; `None` if none does.
+    pub period: Option<usize>,
     /// The base of the rotary frequencies in these layers.
     pub rope_base: f32,
 }
@@ -117,14 +187,24 @@ pub struct ModelConfig {
     pub rope_base: f32,
     /// Elements of a head that are rotated, from its start; even, at most `head_dim`.
     pub rope_dim: usize,
-    /// All frequencies are divided by it, but for those of layers with a sliding window.
-    pub rope_divisor: f32,
+    /// How the frequencies of layers that see everything differ from what the base says.
+    pub rope_scaling: RopeScaling,
+    /// Of so many layers the last does not rotate.
+    pub no_rope_period: Option<usize>,
     /// Layers that see the most recent tokens only.
     pub sliding_window: Option<SlidingWindow>,
     /// Token embeddings are multiplied by it.
     pub embedding_scale: f32,
     /// Products of queries and keys are multiplied by it.
     pub attention_scale: f32,
+    /// Scores of attention are soft-capped at it.
+    pub attention_cap: Option<f32>,
+    /// What a layer adds to the residual stream is multiplied by it.
+    pub residual_scale: f32,
+    /// Logits are divided by it.
+    pub logit_divisor: f32,
+    /// Logits are soft-capped at it.
+    pub logit_cap: Option<f32>,
     /// What the gate of the feed-forward network goes through.
     pub activation: Activation,
     /// Added to the mean square before the root in RMSNorm.
@@ -133,11 +213,10 @@ pub struct ModelConfig {
     pub tied_embeddings: bool,
     /// Whether queries, keys and values have a bias.
     pub has_qkv_bias: bool,
-    /// Whether each head of queries and keys has a norm, before it is rotated.
-    pub has_qk_norm: bool,
-    /// Whether the outputs of attention and of the feed-forward network have norms of their own,
-    /// before they are added to the residual stream.
-    pub has_post_norms: bool,
+    /// What of queries and keys has a norm.
+    pub qk_norm: QkNorm,
+    /// Where the norms of a layer stand.
+    pub norms: Norms,
 }
 
 impl ModelConfig {
@@ -154,10 +233,11 @@ impl ModelConfig {
         let embedding_dim = keys.size("embedding_length", MAX_EMBEDDING_DIM)?;
         let (n_heads, n_kv_heads) = heads(&keys)?;
         let head_dim = head_dim(&keys, embedding_dim, n_heads)?;
-        let is_gemma = keys.architecture == Architecture::Gemma3;
+        let architecture = keys.architecture;
+        let rope_scaling = rope::scaling(&keys)?;
         Ok(Self {
-            architecture: keys.architecture,
-            name: gguf.find_str("general.name")?.unwrap_or(keys.architecture.name()).to_owned(),
+            architecture,
+            name: gguf.find_str("general.name")?.unwrap_or(architecture.name()).to_owned(),
             n_layers,
             n_heads,
             n_kv_heads,
@@ -165,19 +245,33 @@ impl ModelConfig {
             embedding_dim,
             ffn_dim: keys.size("feed_forward_length", MAX_FFN_DIM)?,
             vocab_size: vocab_size(gguf)?,
-            context_length: keys.size("context_length", u32::MAX)?,
-            rope_base: rope_base(&keys, "rope.freq_base")?,
-            rope_dim: rope_dim(&keys, head_dim)?,
-            rope_divisor: rope_divisor(&keys)?,
+            context_length: rope::context_length(&keys, rope_scaling)?,
+            rope_base: rope::base(&keys, "rope.freq_base")?,
+            rope_dim: rope::dim(&keys, head_dim)?,
+            rope_scaling,
+            no_rope_period: (architecture == Architecture::SmolLm3).then_some(4),
             sliding_window: sliding_window(&keys)?,
-            embedding_scale: if is_gemma { (embedding_dim as f32).sqrt() } else { 1.0 },
-            attention_scale: attention_scale(&keys, n_layers, embedding_dim / n_heads, head_dim),
-            activation: if is_gemma { Activation::GeluTanh } else { Activation::Silu },
+            embedding_scale: match architecture.is_gemma() {
+                true => (embedding_dim as f32).sqrt(),
+                false => keys.factor("embedding_scale")?.unwrap_or(1.0),
+            },
+            attention_scale: match keys.factor("attention.scale")? {
+                Some(scale) => scale,
+                None => attention_scale(architecture, n_layers, embedding_dim / n_heads, head_dim),
+            },
+            attention_cap: keys.factor("attn_logit_softcapping")?,
+            residual_scale: keys.factor("residual_scale")?.unwrap_or(1.0),
+            logit_divisor: keys.factor("logit_scale")?.unwrap_or(1.0),
+            logit_cap: keys.factor("final_logit_softcapping")?,
+            activation: match architecture.is_gemma() {
+                true => Activation::GeluTanh,
+                false => Activation::Silu,
+            },
             norm_eps: norm_eps(&keys)?,
             tied_embeddings: !gguf.has_tensor("output.weight"),
             has_qkv_bias: gguf.has_tensor("blk.0.attn_q.bias"),
-            has_qk_norm: matches!(keys.architecture, Architecture::Qwen3 | Architecture::Gemma3),
-            has_post_norms: is_gemma,
+            qk_norm: architecture.qk_norm(),
+            norms: architecture.norms(),
         })
     }
 
@@ -185,6 +279,24 @@ impl ModelConfig {
     #[must_use]
     pub fn kv_dim(&self) -> usize {
         self.n_kv_heads * self.head_dim
+    }
+
+    /// Whether q, k and v are one matrix of the file, and gate and up another.
+    pub(crate) fn has_joined_matrices(&self) -> bool {
+        self.architecture == Architecture::Phi3
+    }
+
+    /// Whether a layer has a window of its own.
+    #[must_use]
+    pub fn is_sliding(&self, layer: usize) -> bool {
+        let is_last = |period: usize| (layer + 1).is_multiple_of(period);
+        self.sliding_window.is_some_and(|window| !window.period.is_some_and(is_last))
+    }
+
+    /// Whether a layer rotates queries and keys.
+    #[must_use]
+    pub fn has_rope(&self, layer: usize) -> bool {
+        !self.no_rope_period.is_some_and(|period| (layer + 1).is_multiple_of(period))
     }
 
     /// Elements of one token's queries in one layer: `n_heads * head_dim`.
@@ -241,6 +353,16 @@ impl<'a> Keys<'a> {
 
     fn find_f32(&self, suffix: &str) -> Result<Option<f32>, LoadError> {
         self.gguf.find_f32(&self.key(suffix))
+    }
+
+    /// A factor that may be absent, or 0 where there is none.
+    fn factor(&self, suffix: &str) -> Result<Option<f32>, LoadError> {
+        match self.find_f32(suffix)? {
+            Some(x) if !x.is_finite() || x < 0.0 => {
+                Err(self.invalid(suffix, x, "a finite number above 0".to_owned()))
+            }
+            found => Ok(found.filter(|&x| x != 0.0)),
+        }
     }
 
     fn invalid(&self, suffix: &str, value: impl fmt::Display, rule: String) -> LoadError {
@@ -319,24 +441,6 @@ fn vocab_size(gguf: &GgufFile) -> Result<usize, LoadError> {
     Ok(size)
 }
 
-fn rope_base(keys: &Keys<'_>, suffix: &str) -> Result<f32, LoadError> {
-    // The value of Llama 1 and 2 and of Gemma's sliding layers, whose files may leave it out.
-    let base = keys.find_f32(suffix)?.unwrap_or(10_000.0);
-    if !base.is_finite() || base <= 1.0 {
-        return Err(keys.invalid(suffix, base, "a finite number above 1".to_owned()));
-    }
-    Ok(base)
-}
-
-fn rope_dim(keys: &Keys<'_>, head_dim: usize) -> Result<usize, LoadError> {
-    let rope_dim = keys.find_size("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim);
-    if rope_dim > head_dim || !rope_dim.is_multiple_of(2) {
-        let rule = format!("even and at most the size of a head, {head_dim}");
-        return Err(keys.invalid("rope.dimension_count", rope_dim, rule));
-    }
-    Ok(rope_dim)
-}
-
 fn norm_eps(keys: &Keys<'_>) -> Result<f32, LoadError> {
     const SUFFIX: &str = "attention.layer_norm_rms_epsilon";
     let eps = keys.gguf.get_f32(&keys.key(SUFFIX))?;
@@ -348,77 +452,58 @@ fn norm_eps(keys: &Keys<'_>) -> Result<f32, LoadError> {
 
 /// Refuses what would silently change the result if it were ignored.
 fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), LoadError> {
-    refuse_rope_scaling(keys)?;
     if let Some(n_experts) = keys.find_u32("expert_count")?.filter(|&n_experts| n_experts > 0) {
         let detail = format!("`{}` is {n_experts}", keys.key("expert_count"));
         return Err(keys.unsupported("a mixture of experts", detail));
     }
-    let has_sliding_layers = keys.architecture == Architecture::Gemma3;
-    if let Some(width) = keys.find_u32(SLIDING_WINDOW)?.filter(|&width| width > 0)
-        && !has_sliding_layers
-    {
+    let is_known = matches!(
+        keys.architecture,
+        Architecture::Gemma2 | Architecture::Gemma3 | Architecture::Phi3
+    );
+    if let Some(width) = keys.find_u32(SLIDING_WINDOW)?.filter(|&width| width > 0 && !is_known) {
         let detail = format!("`{}` is {width}", keys.key(SLIDING_WINDOW));
         return Err(keys.unsupported("sliding-window attention", detail));
-    }
-    for suffix in ["attn_logit_softcapping", "final_logit_softcapping"] {
-        if let Some(cap) = keys.find_f32(suffix)?.filter(|&cap| cap != 0.0) {
-            let detail = format!("`{}` is {cap}", keys.key(suffix));
-            return Err(keys.unsupported("a soft cap of logits", detail));
-        }
     }
     Ok(())
 }
 
 const SLIDING_WINDOW: &str = "attention.sliding_window";
 
-/// Gemma 3's layers; the files of its small models leave out what is alike in all of them.
+/// Which layers have a window of their own; files leave out what is alike in a whole family.
 fn sliding_window(keys: &Keys<'_>) -> Result<Option<SlidingWindow>, LoadError> {
-    if keys.architecture != Architecture::Gemma3 {
-        return Ok(None);
-    }
-    let window_tokens = keys.size(SLIDING_WINDOW, u32::MAX)?;
-    let period = keys.find_size("attention.sliding_window_pattern", MAX_LAYERS)?.unwrap_or(6);
-    let rope_base = rope_base(keys, "rope.freq_base_swa")?;
-    Ok(Some(SlidingWindow { window_tokens, period, rope_base }))
+    let period = match keys.architecture {
+        Architecture::Gemma2 => Some(2),
+        Architecture::Gemma3 => Some(6),
+        Architecture::Phi3 => None,
+        _ => return Ok(None),
+    };
+    let window_tokens = match keys.architecture {
+        Architecture::Phi3 => keys.find_size(SLIDING_WINDOW, u32::MAX)?,
+        _ => Some(keys.size(SLIDING_WINDOW, u32::MAX)?),
+    };
+    let given = keys.find_size("attention.sliding_window_pattern", MAX_LAYERS)?;
+    let base = match keys.architecture {
+        Architecture::Gemma3 => "rope.freq_base_swa",
+        _ => "rope.freq_base",
+    };
+    let rope_base = rope::base(keys, base)?;
+    Ok(window_tokens.map(|window_tokens| SlidingWindow {
+        window_tokens,
+        period: period.map(|period| given.unwrap_or(period)),
+        rope_base,
+    }))
 }
 
-/// One over the root of the size of a head; of Gemma 3 27B, of what a head would have if all of them
-/// had the embedding between them.
-fn attention_scale(keys: &Keys<'_>, n_layers: usize, even_share: usize, head_dim: usize) -> f32 {
-    let is_27b = keys.architecture == Architecture::Gemma3 && n_layers == 62;
+/// One over the root of the size of a head; of the 27B models of Gemma, of what a head would have if
+/// all of them had the embedding between them.
+fn attention_scale(
+    architecture: Architecture,
+    n_layers: usize,
+    even_share: usize,
+    head_dim: usize,
+) -> f32 {
+    let is_27b =
+        matches!((architecture, n_layers), (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62));
     let dim = if is_27b { even_share } else { head_dim };
     1.0 / (dim as f32).sqrt()
-}
-
-/// Linear scaling (Chen et al., "Extending Context Window of Large Language Models via Positional
-/// Interpolation", 2023, arXiv:2306.15595): all frequencies by one factor.
-fn rope_divisor(keys: &Keys<'_>) -> Result<f32, LoadError> {
-    // Without a type, llama.cpp takes a factor for linear scaling; `scale_linear` is its old name.
-    let scaling = keys.gguf.find_str(&keys.key("rope.scaling.type"))?;
-    for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
-        let Some(factor) = keys.find_f32(suffix)?.filter(|&factor| factor != 0.0) else { continue };
-        if scaling == Some("none") {
-            break;
-        }
-        if !factor.is_finite() || factor < 1.0 {
-            return Err(keys.invalid(suffix, factor, "a finite number of at least 1".to_owned()));
-        }
-        return Ok(factor);
-    }
-    Ok(1.0)
-}
-
-fn refuse_rope_scaling(keys: &Keys<'_>) -> Result<(), LoadError> {
-    const FEATURE: &str = "rope scaling";
-    const FACTORS: &str = "rope_freqs.weight";
-    if keys.gguf.has_tensor(FACTORS) {
-        return Err(keys.unsupported(FEATURE, format!("the file has a tensor `{FACTORS}`")));
-    }
-    let type_key = keys.key("rope.scaling.type");
-    let scaling = keys.gguf.find_str(&type_key)?;
-    if let Some(scaling) = scaling.filter(|scaling| !["none", "linear"].contains(scaling)) {
-        let detail = format!("`{type_key}` is {}", shown(scaling));
-        return Err(keys.unsupported(FEATURE, detail));
-    }
-    Ok(())
 }

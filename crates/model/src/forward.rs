@@ -8,10 +8,10 @@
 use std::ops::Range;
 
 use everstream_kernels::{
-    Activations, Product, Rope, Rotation, add_assign, dequantize, gated, matmul, rms_norm,
-    rms_norm_in_place,
+    Activations, Product, Rotation, add_assign, dequantize, gated, matmul, rms_norm,
+    rms_norm_in_place, soft_cap,
 };
-use everstream_kv_cache::{CacheError, KvCache, SlidingLayers, TokenPos};
+use everstream_kv_cache::{CacheError, KvCache, LayerKind, TokenPos};
 
 use crate::model::Model;
 
@@ -100,8 +100,8 @@ pub struct Workspace {
     v: Vec<f32>,
     /// The two rotated forms of the queries, scaled: as `q`.
     queries: [Vec<f32>; 2],
-    /// Rotations of each row, for layers that see everything and for sliding ones.
-    rotations: [RowRotations; 2],
+    /// Rotations of each row, for each kind of layer.
+    rotations: Vec<RowRotations>,
     /// Output of attention: `[n_rows, n_heads * head_dim]`.
     mixed: Activations,
     /// `[n_rows, ffn_dim]`
@@ -154,7 +154,9 @@ impl Model {
 
         for (layer, w) in self.weights.layers.iter().enumerate() {
             // Attention: x += O(attend(rope(Q(norm x)), rope(K(norm x)), V(norm x)))
-            self.norm(&ws.x, &w.attention_norm, &mut ws.normed, n_rows);
+            let [attention_norm, ffn_norm] = both(&w.norms_before);
+            let [attention_norm_behind, ffn_norm_behind] = both(&w.norms_behind);
+            self.norm(&ws.x, attention_norm, &mut ws.normed, n_rows);
             matmul(
                 isa,
                 pool,
@@ -181,13 +183,10 @@ impl Model {
             ws.mixed.quantize(isa, pool);
             let out = Product { weights: &w.attention_out, out: &mut ws.delta };
             matmul(isa, pool, &ws.mixed, [out]);
-            if let Some([norm, _]) = &w.post_norms {
-                rms_norm_in_place(isa, &mut ws.delta, norm, c.norm_eps);
-            }
-            add_assign(&mut ws.x, &ws.delta);
+            self.add(&mut ws.x, &mut ws.delta, attention_norm_behind);
 
             // Feed-forward: x += Down(activation(Gate(norm x)) * Up(norm x))
-            self.norm(&ws.x, &w.ffn_norm, &mut ws.normed, n_rows);
+            self.norm(&ws.x, ffn_norm, &mut ws.normed, n_rows);
             matmul(
                 isa,
                 pool,
@@ -205,10 +204,7 @@ impl Model {
             ws.hidden.quantize(isa, pool);
             let out = Product { weights: &w.down, out: &mut ws.delta };
             matmul(isa, pool, &ws.hidden, [out]);
-            if let Some([_, norm]) = &w.post_norms {
-                rms_norm_in_place(isa, &mut ws.delta, norm, c.norm_eps);
-            }
-            add_assign(&mut ws.x, &ws.delta);
+            self.add(&mut ws.x, &mut ws.delta, ffn_norm_behind);
         }
 
         debug_assert_eq!((ws.x.len(), ws.q.len()), (n_rows * dim, n_rows * c.n_heads * hd));
@@ -226,10 +222,14 @@ impl Model {
     pub fn logits<'w>(&self, ws: &'w mut Workspace, rows: Range<usize>) -> &'w [f32] {
         let (n, dim) = (rows.len(), self.config.embedding_dim);
         let x = &ws.x[rows.start * dim..rows.end * dim];
-        self.norm(x, &self.weights.output_norm, &mut ws.last, n);
+        self.norm(x, Some(&self.weights.output_norm), &mut ws.last, n);
         ws.logits.resize(n * self.config.vocab_size, 0.0);
         let out = Product { weights: &self.weights.output, out: &mut ws.logits };
         matmul(self.isa, &self.pool, &ws.last, [out]);
+        scale(&mut ws.logits, 1.0 / self.config.logit_divisor);
+        if let Some(cap) = self.config.logit_cap {
+            soft_cap(self.isa, &mut ws.logits, cap);
+        }
         &ws.logits
     }
 
@@ -268,38 +268,40 @@ impl Model {
         for (x, &token) in x.chunks_exact_mut(self.config.embedding_dim).zip(tokens) {
             let row = &data[token as usize * row_bytes..][..row_bytes];
             dequantize(self.weights.embedding_type, row, x);
-            if self.config.embedding_scale != 1.0 {
-                x.iter_mut().for_each(|x| *x *= self.config.embedding_scale);
-            }
+            scale(x, self.config.embedding_scale);
         }
     }
 
     /// Cosines and sines of both positions of each row, shared by all layers of a kind.
-    fn rotations(&self, batch: &[Sequence<'_>], rotations: &mut [RowRotations; 2]) {
-        let fill = |rope: &Rope, [window, cache]: &mut RowRotations| {
+    fn rotations(&self, batch: &[Sequence<'_>], rotations: &mut [RowRotations]) {
+        for (kind, [window, cache]) in self.kinds.iter().zip(rotations) {
             for (i, row) in batch.iter().flat_map(|s| s.cache.rows()).enumerate() {
-                rope.at(row.window_pos.0, &mut window[i]);
-                rope.at(row.cache_pos.0, &mut cache[i]);
+                kind.rope.at(row.window_pos.0, &mut window[i]);
+                kind.rope.at(row.cache_pos.0, &mut cache[i]);
             }
-        };
-        let [all, sliding] = rotations;
-        fill(&self.rope, all);
-        if let Some(layers) = &self.sliding {
-            fill(&layers.rope, sliding);
         }
     }
 
-    fn is_sliding(&self, layer: usize) -> bool {
-        SlidingLayers::contains(self.sliding.as_ref(), layer)
-    }
-
-    /// Norm of the rows of `x`, in 8 bits.
-    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Activations, n_rows: usize) {
+    /// The rows of `x`, or their norm, in 8 bits.
+    fn norm(&self, x: &[f32], weight: Option<&[f32]>, out: &mut Activations, n_rows: usize) {
         let dim = self.config.embedding_dim;
         self.pool.for_each_chunk(out.resize(n_rows, dim), dim, |row, out| {
-            rms_norm(self.isa, &x[row * dim..][..dim], weight, self.config.norm_eps, out);
+            let x = &x[row * dim..][..dim];
+            match weight {
+                Some(weight) => rms_norm(self.isa, x, weight, self.config.norm_eps, out),
+                None => out.copy_from_slice(x),
+            }
         });
         out.quantize(self.isa, &self.pool);
+    }
+
+    /// Adds what a half of a layer gives, or its norm, to the residual stream.
+    fn add(&self, x: &mut [f32], delta: &mut [f32], norm: Option<&[f32]>) {
+        if let Some(weight) = norm {
+            rms_norm_in_place(self.isa, delta, weight, self.config.norm_eps);
+        }
+        scale(delta, self.config.residual_scale);
+        add_assign(x, delta);
     }
 
     /// Rotates each query twice; the factor of the scores is applied on the way.
@@ -307,7 +309,7 @@ impl Model {
         let (hd, q_dim) = (self.config.head_dim, self.config.q_dim());
         let scale = self.config.attention_scale;
         let q = &ws.q;
-        let rotations = &ws.rotations[usize::from(self.is_sliding(layer))];
+        let rotations = &ws.rotations[self.kind_of[layer]];
         for (queries, rotations) in ws.queries.iter_mut().zip(rotations) {
             self.pool.for_each_chunk(queries, q_dim, |row, out| {
                 let heads = q[row * q_dim..][..q_dim].chunks_exact(hd);
@@ -321,7 +323,7 @@ impl Model {
     /// Rotates each key once and stores it with its value.
     fn append_keys(&self, ws: &mut Workspace, batch: &mut [Sequence<'_>], layer: usize) {
         let (hd, kv_dim) = (self.config.head_dim, self.config.kv_dim());
-        let [rotations, _] = &ws.rotations[usize::from(self.is_sliding(layer))];
+        let [rotations, _] = &ws.rotations[self.kind_of[layer]];
         let mut first = 0;
         for sequence in batch {
             let (rows, heads) = sequence.cache.planned(layer);
@@ -350,7 +352,7 @@ impl Model {
         let many = n_rows * c.n_kv_heads >= 8 * self.pool.n_threads();
         let heads_per_task = if many { group } else { 1 };
         let (task_dim, tasks_per_row) = (heads_per_task * hd, c.n_heads / heads_per_task);
-        let (queries, is_sliding) = (&ws.queries, self.is_sliding(layer));
+        let (queries, kind) = (&ws.queries, &self.kinds[self.kind_of[layer]]);
         let mut out = ws.mixed.resize(n_rows, q_dim);
         let mut first = 0;
         for sequence in batch {
@@ -362,8 +364,11 @@ impl Model {
                 let at = (first + row) * q_dim + head * hd;
                 let forms = [0, 1].map(|form: usize| &queries[form][at..at + task_dim]);
                 let row = &rows[row];
-                let spans = if is_sliding { &row.sliding_spans } else { &row.spans };
-                buffers[head / group].attend(self.isa, spans, forms, scores, out);
+                let spans = match kind {
+                    LayerKind { window_tokens: Some(_), .. } => &row.sliding_spans,
+                    LayerKind { window_tokens: None, .. } => &row.spans,
+                };
+                buffers[head / group].attend(self.isa, spans, c.attention_cap, forms, scores, out);
             });
             first += rows.len();
             out = rest;
@@ -413,6 +418,7 @@ impl Workspace {
         self.v.resize(n_rows * c.kv_dim(), 0.0);
         self.gate.resize(n_rows * c.ffn_dim, 0.0);
         self.up.resize(n_rows * c.ffn_dim, 0.0);
+        self.rotations.resize_with(model.kinds.len(), Default::default);
         for form in 0..2 {
             self.queries[form].resize(n_rows * c.q_dim(), 0.0);
             for rotations in &mut self.rotations {
@@ -425,5 +431,19 @@ impl Workspace {
         self.scores.resize_with(n_threads, Vec::new);
         self.key.resize_with(n_threads, Vec::new);
         self.key.iter_mut().for_each(|key| key.resize(c.head_dim, 0.0));
+    }
+}
+
+/// Both of two norms, where a family has them.
+fn both(norms: &Option<[Vec<f32>; 2]>) -> [Option<&[f32]>; 2] {
+    match norms {
+        Some([first, second]) => [Some(first), Some(second)],
+        None => [None, None],
+    }
+}
+
+fn scale(x: &mut [f32], factor: f32) {
+    if factor != 1.0 {
+        x.iter_mut().for_each(|x| *x *= factor);
     }
 }

@@ -28,7 +28,9 @@ pub mod template;
 pub mod tokenizer;
 mod weights;
 
-pub use config::{Architecture, ModelConfig, RopePairs, SlidingWindow};
+pub use config::{
+    Architecture, ModelConfig, Norms, QkNorm, RopePairs, RopeScaling, SlidingWindow, Yarn,
+};
 pub use error::LoadError;
 pub use forward::{ForwardError, Sequence, Workspace};
 pub use gguf::{GgmlType, GgufBuilder, GgufError, GgufFile, GgufValue, TensorInfo};

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use everstream_kernels::{Isa, Pool, Rope};
-use everstream_kv_cache::{CacheConfig, EvictionPolicy, KvType, RawKeys, SlidingLayers};
+use everstream_kv_cache::{CacheConfig, EvictionPolicy, KvType, LayerKind, RawKeys};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::error::LoadError;
 use crate::gguf::GgufFile;
 use crate::template::ChatTemplate;
@@ -50,8 +50,9 @@ pub struct Model {
     pub(crate) config: ModelConfig,
     pub(crate) gguf: GgufFile,
     pub(crate) weights: Weights,
-    pub(crate) rope: Rope,
-    pub(crate) sliding: Option<SlidingLayers>,
+    pub(crate) kinds: Vec<LayerKind>,
+    /// The kind of each layer.
+    pub(crate) kind_of: Vec<usize>,
     pub(crate) isa: Isa,
     pub(crate) pool: Pool,
     tokenizer: Tokenizer,
@@ -86,20 +87,15 @@ impl Model {
         let pool =
             Pool::new(n_threads).map_err(|problem| LoadError::Threads { n_threads, problem })?;
         let weights = Weights::load(&gguf, &config, &pool, options.arithmetic)?;
-        let rope = Rope::new(config.rope_base, config.rope_dim).slowed(&[config.rope_divisor]);
-        let sliding = config.sliding_window.map(|window| SlidingLayers {
-            window_tokens: window.window_tokens,
-            rope: Rope::new(window.rope_base, config.rope_dim),
-            is_sliding: (1..=config.n_layers).map(|n| !n.is_multiple_of(window.period)).collect(),
-        });
+        let (kinds, kind_of) = layer_kinds(&config, weights.rope_divisors.as_deref());
         let isa = options.isa;
         let missing_bytes = tokenizer.missing_bytes();
         Ok(Self {
             config,
             gguf,
             weights,
-            rope,
-            sliding,
+            kinds,
+            kind_of,
             isa,
             pool,
             tokenizer,
@@ -166,11 +162,10 @@ impl Model {
         chunk_tokens: usize,
     ) -> CacheConfig {
         CacheConfig {
-            n_layers: self.config.n_layers,
+            kinds: self.kinds.clone(),
+            layers: self.kind_of.clone(),
             n_kv_heads: self.config.n_kv_heads,
             head_dim: self.config.head_dim,
-            rope: self.rope.clone(),
-            sliding: self.sliding.clone(),
             policy,
             recall_tokens,
             chunk_tokens,
@@ -178,4 +173,38 @@ impl Model {
             raw_keys: if recall_tokens > 0 { RawKeys::Keep } else { RawKeys::Drop },
         }
     }
+}
+
+/// The kinds of layers that a model has, and which each of its layers is.
+fn layer_kinds(config: &ModelConfig, divisors: Option<&[f32]>) -> (Vec<LayerKind>, Vec<usize>) {
+    let (base, dim) = (config.rope_base, config.rope_dim);
+    let rope = Rope::new(base, dim);
+    let rope = match (config.rope_scaling, divisors) {
+        (RopeScaling::Linear(factor), _) => rope.slowed(&[factor]),
+        (RopeScaling::Yarn(yarn), _) => {
+            rope.slowed(&yarn.divisors(base, dim / 2)).magnified(yarn.magnitude())
+        }
+        (RopeScaling::LongRope { magnitude }, Some(divisors)) => {
+            rope.slowed(divisors).magnified(magnitude)
+        }
+        (_, Some(divisors)) => rope.slowed(divisors),
+        (_, None) => rope,
+    };
+    let mut kinds = vec![LayerKind { rope: rope.clone(), window_tokens: None }];
+    let kind = |layer: usize| {
+        let sliding = config.sliding_window.filter(|_| config.is_sliding(layer));
+        let rope = match sliding {
+            _ if !config.has_rope(layer) => Rope::none(),
+            // Scaling is for layers that see far.
+            Some(window) if window.rope_base != base => Rope::new(window.rope_base, dim),
+            _ => rope.clone(),
+        };
+        let kind = LayerKind { rope, window_tokens: sliding.map(|window| window.window_tokens) };
+        kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
+            kinds.push(kind);
+            kinds.len() - 1
+        })
+    };
+    let kind_of = (0..config.n_layers).map(kind).collect();
+    (kinds, kind_of)
 }

@@ -107,8 +107,9 @@ impl Tokenizer {
         if require(gguf, "tokenizer.ggml.model", &["gpt2", "llama"])? == "gpt2" {
             let pre = require(gguf, "tokenizer.ggml.pre", Splitter::NAMES)?;
             vocab = Vocab::from_gguf(gguf, Spelling::Gpt2)?;
-            merges = Merges::from_gguf(gguf, &vocab)?;
-            cut = Cut::Words(Splitter::new(pre));
+            let splitter = Splitter::new(pre);
+            merges = Merges::from_gguf(gguf, &vocab, splitter.keeps_tokens())?;
+            cut = Cut::Words(splitter);
             special = Finder::new(&vocab, &[Control, UserDefined]);
         } else {
             refuse_space_prefix(gguf)?;
@@ -207,6 +208,12 @@ impl Tokenizer {
     #[must_use]
     pub fn add_bos(&self) -> bool {
         self.add_bos
+    }
+
+    /// The token that a stream is to begin with: [`bos`](Self::bos), if the model expects it.
+    #[must_use]
+    pub fn first_token(&self) -> Option<u32> {
+        self.bos.filter(|_| self.add_bos)
     }
 
     /// The bytes that no token stands for, sorted. Characters that contain one are lost.

@@ -5,10 +5,13 @@
 //! are put back into halves here, so that one convention holds from here on.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use everstream_kernels::{Arena, PackedMatrix, Pool, WeightType, dequantize};
 
-use crate::config::{ModelConfig, RopePairs};
+use crate::config::{
+    FACTORS, LONG_FACTORS, ModelConfig, Norms, QkNorm, RopePairs, RopeScaling, SHORT_FACTORS,
+};
 use crate::error::LoadError;
 use crate::gguf::{GgmlType, GgufFile, TensorInfo};
 use crate::model::Arithmetic;
@@ -23,13 +26,15 @@ pub(crate) struct Weights {
     pub(crate) output_norm: Vec<f32>,
     /// `[vocab_size, embedding_dim]`
     pub(crate) output: PackedMatrix,
+    /// What the file says that rotary frequencies are divided by: one for each pair.
+    pub(crate) rope_divisors: Option<Vec<f32>>,
 }
 
 /// One transformer layer.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
-    /// `[embedding_dim]`
-    pub(crate) attention_norm: Vec<f32>,
+    /// Norms before attention and before the feed-forward network: `[embedding_dim]`.
+    pub(crate) norms_before: Option<[Vec<f32>; 2]>,
     /// `[n_heads * head_dim, embedding_dim]`
     pub(crate) q: PackedMatrix,
     /// `[n_kv_heads * head_dim, embedding_dim]`
@@ -38,14 +43,12 @@ pub(crate) struct LayerWeights {
     pub(crate) v: PackedMatrix,
     /// Biases of q, k and v.
     pub(crate) bias: Option<[Vec<f32>; 3]>,
-    /// Norms of each head of q and of k: `[head_dim]`.
+    /// Norms of q and of k: of each head, or of all together.
     pub(crate) qk_norm: Option<[Vec<f32>; 2]>,
     /// `[embedding_dim, n_heads * head_dim]`
     pub(crate) attention_out: PackedMatrix,
     /// Norms of what attention and what the feed-forward network adds: `[embedding_dim]`.
-    pub(crate) post_norms: Option<[Vec<f32>; 2]>,
-    /// `[embedding_dim]`
-    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) norms_behind: Option<[Vec<f32>; 2]>,
     /// `[ffn_dim, embedding_dim]`
     pub(crate) gate: PackedMatrix,
     /// `[ffn_dim, embedding_dim]`
@@ -72,6 +75,11 @@ impl Weights {
         gguf.require_supported_tensors()?;
         refuse_unknown_tensors(gguf, config)?;
         check_dimensions(gguf, config)?;
+        let rope_divisors = match config.rope_scaling {
+            RopeScaling::Factors => Some(FACTORS),
+            RopeScaling::LongRope { .. } => Some(SHORT_FACTORS),
+            _ => None,
+        };
         let source = Source { gguf, config, pool, arithmetic, arena: RefCell::default() };
         let (dim, vocab) = (config.embedding_dim, config.vocab_size);
         let embedding = source.tensor("token_embd.weight", &[dim, vocab])?;
@@ -81,32 +89,34 @@ impl Weights {
             embedding_type: source.weight_type(embedding)?,
             layers: (0..config.n_layers).map(|l| source.layer(l)).collect::<Result<_, _>>()?,
             output_norm: source.vector("output_norm.weight", dim, RopePairs::Halves)?,
-            output: source.matrix(output, dim, vocab, RopePairs::Halves)?,
+            output: source.matrix(output, Rows::all(dim, vocab))?,
+            rope_divisors: rope_divisors.map(|name| source.divisors(name)).transpose()?,
         })
     }
 }
 
 const QK_NORMS: [&str; 2] = ["attn_q_norm", "attn_k_norm"];
-const POST_NORMS: [&str; 2] = ["post_attention_norm", "post_ffw_norm"];
+const NORMS_BEFORE: [&str; 2] = ["attn_norm", "ffn_norm"];
+const NORMS_BEHIND: [&str; 2] = ["post_attention_norm", "post_ffw_norm"];
 
 /// Refuses a file with a tensor that the forward pass does not read, a bias for instance: without
 /// it the model would answer, and answer something else.
 fn refuse_unknown_tensors(gguf: &GgufFile, config: &ModelConfig) -> Result<(), LoadError> {
     let is_known = |name: &str| match name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
-        None => matches!(name, "token_embd.weight" | "output_norm.weight" | "output.weight"),
+        None => match name {
+            "token_embd.weight" | "output_norm.weight" | "output.weight" => true,
+            FACTORS => config.rope_scaling == RopeScaling::Factors,
+            SHORT_FACTORS | LONG_FACTORS => {
+                matches!(config.rope_scaling, RopeScaling::LongRope { .. })
+            }
+            _ => false,
+        },
         Some((layer, part)) => {
             let is_layer = layer.parse::<usize>().is_ok_and(|l| l < config.n_layers);
             is_layer
                 && match part {
                     "attn_q.bias" | "attn_k.bias" | "attn_v.bias" => config.has_qkv_bias,
-                    _ => part.strip_suffix(".weight").is_some_and(|part| {
-                        let attention = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"];
-                        let ffn = ["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
-                        attention.contains(&part)
-                            || ffn.contains(&part)
-                            || config.has_qk_norm && QK_NORMS.contains(&part)
-                            || config.has_post_norms && POST_NORMS.contains(&part)
-                    }),
+                    _ => part.strip_suffix(".weight").is_some_and(|part| is_part(part, config)),
                 }
         }
     };
@@ -118,6 +128,18 @@ fn refuse_unknown_tensors(gguf: &GgufFile, config: &ModelConfig) -> Result<(), L
             detail: format!("`{}`", crate::error::shown(name)),
         }),
     }
+}
+
+/// Whether layers have a matrix or norm of this name.
+fn is_part(part: &str, config: &ModelConfig) -> bool {
+    let matrices: &[&str] = match config.has_joined_matrices() {
+        true => &["attn_qkv", "attn_output", "ffn_up", "ffn_down"],
+        false => &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
+    };
+    matrices.contains(&part)
+        || config.qk_norm != QkNorm::None && QK_NORMS.contains(&part)
+        || config.norms != Norms::Behind && NORMS_BEFORE.contains(&part)
+        || config.norms != Norms::Before && NORMS_BEHIND.contains(&part)
 }
 
 /// What the kernels need beyond a consistent configuration.
@@ -143,6 +165,20 @@ fn check_dimensions(gguf: &GgufFile, config: &ModelConfig) -> Result<(), LoadErr
     Ok(())
 }
 
+/// Some of the rows of a tensor `[cols, of]`.
+struct Rows {
+    cols: usize,
+    of: usize,
+    rows: Range<usize>,
+    pairs: RopePairs,
+}
+
+impl Rows {
+    fn all(cols: usize, rows: usize) -> Self {
+        Self { cols, of: rows, rows: 0..rows, pairs: RopePairs::Halves }
+    }
+}
+
 /// A file with what is needed to read weights from it.
 struct Source<'a> {
     gguf: &'a GgufFile,
@@ -158,37 +194,53 @@ impl<'a> Source<'a> {
         let (dim, q_dim, kv_dim) = (c.embedding_dim, c.q_dim(), c.kv_dim());
         let pairs = c.architecture.rope_pairs();
         let name = |part: &str| format!("blk.{layer}.{part}");
-        let matrix = |part: &str, cols, rows, pairs| {
-            self.matrix(&name(&format!("{part}.weight")), cols, rows, pairs)
+        // `rows` of a matrix of the file that has `of` rows in all.
+        let part = |part: &str, cols, rows: Range<usize>, of, pairs| {
+            let name = name(&format!("{part}.weight"));
+            self.matrix(&name, Rows { cols, of, rows, pairs })
         };
-        let bias = |part: &str, len, pairs| self.vector(&name(&format!("{part}.bias")), len, pairs);
         let plain = RopePairs::Halves;
-        let norm = |part: &str, len| self.vector(&name(&format!("{part}.weight")), len, plain);
-        let norms = |has: bool, parts: [&str; 2], len| {
-            let [first, second] = parts;
-            has.then(|| Ok([norm(first, len)?, norm(second, len)?])).transpose()
+        let whole = |name: &str, cols, rows, pairs| part(name, cols, 0..rows, rows, pairs);
+        let vector = |part: &str, len, pairs| self.vector(&name(part), len, pairs);
+        let norm = |part: &str, len| vector(&format!("{part}.weight"), len, plain);
+        let norms = |has: bool, [first, second]: [&str; 2], lens: [usize; 2]| {
+            has.then(|| Ok([norm(first, lens[0])?, norm(second, lens[1])?])).transpose()
+        };
+        let qk_lens = match c.qk_norm {
+            QkNorm::Row => [q_dim, kv_dim],
+            QkNorm::Head | QkNorm::None => [c.head_dim; 2],
+        };
+        let ([q, k, v], [gate, up]) = if c.has_joined_matrices() {
+            let (k, v, of) = (q_dim + kv_dim, q_dim + 2 * kv_dim, q_dim + 2 * kv_dim);
+            let qkv = [0..q_dim, q_dim..k, k..v].map(|rows| part("attn_qkv", dim, rows, of, plain));
+            let halves = [0..c.ffn_dim, c.ffn_dim..2 * c.ffn_dim];
+            (qkv, halves.map(|rows| part("ffn_up", dim, rows, 2 * c.ffn_dim, plain)))
+        } else {
+            let qkv =
+                [("attn_q", q_dim, pairs), ("attn_k", kv_dim, pairs), ("attn_v", kv_dim, plain)];
+            let qkv = qkv.map(|(name, rows, pairs)| whole(name, dim, rows, pairs));
+            (qkv, ["ffn_gate", "ffn_up"].map(|name| whole(name, dim, c.ffn_dim, plain)))
         };
         Ok(LayerWeights {
-            attention_norm: norm("attn_norm", dim)?,
-            q: matrix("attn_q", dim, q_dim, pairs)?,
-            k: matrix("attn_k", dim, kv_dim, pairs)?,
-            v: matrix("attn_v", dim, kv_dim, plain)?,
+            norms_before: norms(c.norms != Norms::Behind, NORMS_BEFORE, [dim; 2])?,
+            q: q?,
+            k: k?,
+            v: v?,
             bias: if c.has_qkv_bias {
                 Some([
-                    bias("attn_q", q_dim, pairs)?,
-                    bias("attn_k", kv_dim, pairs)?,
-                    bias("attn_v", kv_dim, plain)?,
+                    vector("attn_q.bias", q_dim, pairs)?,
+                    vector("attn_k.bias", kv_dim, pairs)?,
+                    vector("attn_v.bias", kv_dim, plain)?,
                 ])
             } else {
                 None
             },
-            qk_norm: norms(c.has_qk_norm, QK_NORMS, c.head_dim)?,
-            attention_out: matrix("attn_output", q_dim, dim, plain)?,
-            post_norms: norms(c.has_post_norms, POST_NORMS, dim)?,
-            ffn_norm: norm("ffn_norm", dim)?,
-            gate: matrix("ffn_gate", dim, c.ffn_dim, plain)?,
-            up: matrix("ffn_up", dim, c.ffn_dim, plain)?,
-            down: matrix("ffn_down", c.ffn_dim, dim, plain)?,
+            qk_norm: norms(c.qk_norm != QkNorm::None, QK_NORMS, qk_lens)?,
+            attention_out: whole("attn_output", q_dim, dim, plain)?,
+            norms_behind: norms(c.norms != Norms::Before, NORMS_BEHIND, [dim; 2])?,
+            gate: gate?,
+            up: up?,
+            down: whole("ffn_down", c.ffn_dim, dim, plain)?,
         })
     }
 
@@ -215,18 +267,17 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn matrix(
-        &self,
-        name: &str,
-        cols: usize,
-        rows: usize,
-        pairs: RopePairs,
-    ) -> Result<PackedMatrix, LoadError> {
-        let info = self.tensor(name, &[cols, rows])?;
+    fn matrix(&self, name: &str, part: Rows) -> Result<PackedMatrix, LoadError> {
+        let Rows { cols, of, rows, pairs } = part;
+        let info = self.tensor(name, &[cols, of])?;
         let ty = self.weight_type(info)?;
         let data = self.gguf.tensor_data(info);
-        let (row_bytes, config) = (info.bytes() / rows, self.config);
-        let row = |i: usize| &data[file_row(config, i, pairs) * row_bytes..][..row_bytes];
+        let (row_bytes, config) = (info.bytes() / of, self.config);
+        let row = |i: usize| {
+            let row = rows.start + file_row(config, i, pairs);
+            &data[row * row_bytes..][..row_bytes]
+        };
+        let rows = rows.len();
         let mut arena = self.arena.borrow_mut();
         let memory = (&mut *arena, self.pool);
         let packed = match self.arithmetic {
@@ -251,6 +302,22 @@ impl<'a> Source<'a> {
         let mut stored = vec![0.0; len];
         dequantize(self.weight_type(info)?, self.gguf.tensor_data(info), &mut stored);
         Ok((0..len).map(|i| stored[file_row(self.config, i, pairs)]).collect())
+    }
+}
+
+impl Source<'_> {
+    /// One for each rotary pair.
+    fn divisors(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let divisors = self.vector(name, self.config.rope_dim / 2, RopePairs::Halves)?;
+        match divisors.iter().find(|&&d| !d.is_finite() || d <= 0.0) {
+            None => Ok(divisors),
+            Some(wrong) => Err(LoadError::InvalidValue {
+                path: self.gguf.path().to_owned(),
+                key: name.to_owned(),
+                value: wrong.to_string(),
+                rule: "finite numbers above 0".to_owned(),
+            }),
+        }
     }
 }
 

@@ -23,9 +23,10 @@ use naive::{Step, Stored};
 const TOLERANCE: f64 = 1e-5;
 
 /// One of each family.
-fn tiny() -> [PathBuf; 4] {
+fn tiny() -> [PathBuf; 10] {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    ["llama", "qwen2", "qwen3", "gemma3"].map(|family| folder.join(format!("tiny-{family}.gguf")))
+    ["llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "olmo2", "smollm3"]
+        .map(|family| folder.join(format!("tiny-{family}.gguf")))
 }
 
 /// On one thread: tests run side by side, and a tiny model gains nothing from more.

@@ -12,11 +12,17 @@ use std::time::{Duration, Instant};
 use everstream_kv_cache::{KvCache, SinkWindow};
 use everstream_model::{GgufFile, Model, ModelOptions, Sequence, SpecialTokens, Workspace};
 
-const FILES: [&[u8]; 4] = [
+const FILES: [&[u8]; 10] = [
     include_bytes!("golden/tiny-llama.gguf"),
+    include_bytes!("golden/tiny-llama3.gguf"),
     include_bytes!("golden/tiny-qwen2.gguf"),
     include_bytes!("golden/tiny-qwen3.gguf"),
+    include_bytes!("golden/tiny-gemma2.gguf"),
     include_bytes!("golden/tiny-gemma3.gguf"),
+    include_bytes!("golden/tiny-phi3.gguf"),
+    include_bytes!("golden/tiny-granite.gguf"),
+    include_bytes!("golden/tiny-olmo2.gguf"),
+    include_bytes!("golden/tiny-smollm3.gguf"),
 ];
 
 /// Numbers at which lengths, counts and offsets go wrong.

@@ -143,7 +143,7 @@ fn gemma3_is_read_as_the_reference_reads_it() {
     assert_eq!((config.n_layers, config.n_heads, config.n_kv_heads), (18, 4, 1));
     assert_eq!((config.head_dim, config.rope_base), (256, 1e6));
     let sliding = config.sliding_window.unwrap();
-    assert_eq!((sliding.window_tokens, sliding.period, sliding.rope_base), (512, 6, 1e4));
+    assert_eq!((sliding.window_tokens, sliding.period, sliding.rope_base), (512, Some(6), 1e4));
     let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     assert_eq!((tokenizer.eos_ids(), tokenizer.bos()), (&[1, 106][..], Some(2)));
     check_tokenizer(&tokenizer, &golden(include_str!("golden/tokenizer-gemma3.json")));

@@ -235,6 +235,19 @@ impl Session {
         self.append(end, end_origin)
     }
 
+    /// Begins an empty stream with the token that the model expects there, if it expects one; chat
+    /// templates write it themselves.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::append`].
+    pub fn begin(&mut self) -> Result<(), SessionError> {
+        match self.model.tokenizer().first_token() {
+            Some(bos) if self.n_tokens() == 0 => self.append(&[bos], Origin::turn(Role::Document)),
+            _ => Ok(()),
+        }
+    }
+
     /// Appends tokens to the stream and predicts what follows.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use everstream_runtime::memory::{Embedder, Role};
+use everstream_runtime::memory::Embedder;
 use everstream_runtime::model::Model;
 use everstream_runtime::{
     Origin, Policy, Sampler, Session, SessionConfig, SessionError, Storage, saved_geometry,
@@ -164,10 +164,7 @@ fn open(
         (_, encoder) => Session::new(model, encoder, config)?,
     };
     // Small models were measured to answer best when the sinks are the text's own first tokens.
-    let tokenizer = session.model().tokenizer();
-    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos() && session.n_tokens() == 0) {
-        session.append(&[bos], Origin::turn(Role::Document))?;
-    }
+    session.begin()?;
     Ok(session)
 }
 

@@ -116,11 +116,12 @@ fn draw(args: &DemoArgs) -> anyhow::Result<Vec<Question>> {
 
 /// Streams the chronicle and returns its perplexity.
 fn read(session: &mut Session, out: &mut dyn Write) -> anyhow::Result<f64> {
-    let tokens = session.encode(CHRONICLE)?;
+    session.begin()?;
+    let (tokens, n_before) = (session.encode(CHRONICLE)?, session.n_tokens());
     let (mut total, mut n_scored) = (0.0, 0);
     let loss = std::cell::Cell::new((0.0, 0usize));
     let mut observe = |position: TokenPos, logits: &[f32]| {
-        if let Some(&next) = tokens.get(position.0 as usize + 1) {
+        if let Some(&next) = tokens.get((position.0 + 1 - n_before) as usize) {
             total += log_sum_exp(logits) - f64::from(logits[next as usize]);
             n_scored += 1;
             loss.set((total, n_scored));
@@ -255,7 +256,8 @@ fn compare(
     encoder: Option<Arc<dyn Embedder>>,
     out: &mut dyn Write,
 ) -> anyhow::Result<Vec<Compared>> {
-    let mut tokens = model.tokenizer().encode(CHRONICLE, SpecialTokens::AsText);
+    let mut tokens = Vec::from_iter(model.tokenizer().first_token());
+    tokens.extend(model.tokenizer().encode(CHRONICLE, SpecialTokens::AsText));
     tokens.truncate(COMPARED_TOKENS);
     let base = SessionConfig::default();
     let budget = base.budget_tokens();

@@ -38,11 +38,8 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
         session.turn(&prompt)?;
     } else {
         session = Session::new(model, encoder, config)?;
-        let mut tokens = session.encode(&prompt)?;
-        let tokenizer = session.model().tokenizer();
-        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
-            tokens.insert(0, bos);
-        }
+        session.begin()?;
+        let tokens = session.encode(&prompt)?;
         session.read_prompt(&tokens, Origin::turn(Role::Document))?;
     }
     let (n_prompt, ttft) = (session.n_tokens(), start.elapsed());

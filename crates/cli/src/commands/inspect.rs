@@ -160,9 +160,11 @@ fn config_lines(model: &ModelConfig) -> Vec<(&'static str, String)> {
         if model.tied_embeddings { "tied to the output" } else { "with its own output" };
     let bias = if model.has_qkv_bias { ", with biases" } else { "" };
     let sliding = match &model.sliding_window {
-        Some(SlidingWindow { window_tokens, period, rope_base }) => format!(
-            "all but every {period}th, {window_tokens} tokens each, with rope base {rope_base}"
-        ),
+        Some(SlidingWindow { window_tokens, period, rope_base }) => {
+            let which =
+                period.map_or("all".to_owned(), |period| format!("all but every {period}th"));
+            format!("{which}, {window_tokens} tokens each, with rope base {rope_base}")
+        }
         None => "none".to_owned(),
     };
     vec![
@@ -197,7 +199,6 @@ fn config_json(model: &ModelConfig) -> Value {
         "norm_eps": model.norm_eps,
         "tied_embeddings": model.tied_embeddings,
         "has_qkv_bias": model.has_qkv_bias,
-        "has_qk_norm": model.has_qk_norm,
         "sliding_window": model.sliding_window.map(|sliding| json!({
             "window_tokens": sliding.window_tokens,
             "period": sliding.period,

@@ -32,7 +32,7 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     let model = load::model(common, &args.model.model)?;
     let mut tokens = everstream_runtime::encode(&model, &text)?;
     // It is what the model was trained to begin with; it is not scored, having no predecessor.
-    if let Some(bos) = model.tokenizer().bos().filter(|_| model.tokenizer().add_bos()) {
+    if let Some(bos) = model.tokenizer().first_token() {
         tokens.insert(0, bos);
     }
     if let Some(limit) = args.tokens {

@@ -32,6 +32,8 @@ pub(super) struct Merges {
     /// are merged with nothing.
     char_ids: HashMap<char, u32>,
     table: HashMap<(u32, u32), Merge>,
+    /// Words that are tokens without merging; empty where all are merged.
+    words: HashMap<Box<[u8]>, u32>,
 }
 
 impl Merges {
@@ -76,10 +78,16 @@ impl Merges {
                 }
             }
         }
-        Ok(Self { byte_ids: byte_ids(vocab), char_ids, table })
+        Ok(Self { byte_ids: byte_ids(vocab), char_ids, table, words: HashMap::new() })
     }
 
-    pub(super) fn from_gguf(gguf: &GgufFile, vocab: &Vocab) -> Result<Self, LoadError> {
+    /// The merges that the file lists. With `keeps_tokens`, a word that is a token is that token,
+    /// whether merging leads to it or not.
+    pub(super) fn from_gguf(
+        gguf: &GgufFile,
+        vocab: &Vocab,
+        keeps_tokens: bool,
+    ) -> Result<Self, LoadError> {
         let merges = gguf.get_arr_str(MERGES_KEY)?;
         if u32::try_from(merges.len()).is_err() {
             return Err(invalid(gguf, MERGES_KEY, merges.len(), "has no 32-bit rank"));
@@ -97,7 +105,11 @@ impl Merges {
         if byte_ids.iter().all(Option::is_none) {
             return Err(invalid(gguf, TOKENS_KEY, 0, "and no other stands for a single byte"));
         }
-        Ok(Self { byte_ids, char_ids: HashMap::new(), table })
+        let words = match keeps_tokens {
+            true => normal_tokens(vocab).rev().map(|(bytes, id)| (bytes.into(), id)).collect(),
+            false => HashMap::new(),
+        };
+        Ok(Self { byte_ids, char_ids: HashMap::new(), table, words })
     }
 
     pub(super) fn missing_bytes(&self) -> Vec<u8> {
@@ -196,6 +208,10 @@ impl Merger<'_> {
     ///
     /// Cost: `n log n` in its length.
     pub(super) fn encode_word(&mut self, word: &str, out: &mut Vec<u32>) {
+        if let Some(&id) = self.merges.words.get(word.as_bytes()) {
+            out.push(id);
+            return;
+        }
         self.load(word);
         for left in 0..self.symbols.len() {
             self.consider(left);

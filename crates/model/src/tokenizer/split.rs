@@ -14,53 +14,78 @@ const GPT2: &str = r"\A(?:'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\
 /// Qwen 2's pattern, from its `tokenizer.json`.
 const QWEN2: &str = r"\A(?:(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+)";
 
+/// Llama 3's: Qwen's, with up to three digits in a word.
+const LLAMA3: &str = r"\A(?:(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+)";
+
+/// GPT-4o's, from openai/tiktoken, `tiktoken_ext/openai_public.py`, `o200k_base`: words are cut where
+/// capitals follow small letters.
+const GPT4O: &str = r"\A(?:[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+)";
+
+/// Mistral's Tekken: the same without contractions, and every digit for itself.
+const TEKKEN: &str = r"\A(?:[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+)";
+
 /// A pre-tokenizer, as `tokenizer.ggml.pre` names it.
 #[derive(Debug)]
 pub(super) struct Splitter {
     word: Regex,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
     /// Every digit is a word of its own, and the text between digits is cut as if it stood alone.
-    SmolLm,
-    /// The pattern sees the whole text.
-    Qwen2,
+    digits_first: bool,
+    /// What ends in a line break was matched by an alternative before `\s+`.
+    breaks_first: bool,
+    keeps_tokens: bool,
 }
 
 impl Splitter {
     /// The names that [`new`](Self::new) accepts.
-    pub(super) const NAMES: &'static [&'static str] = &["smollm", "qwen2"];
+    pub(super) const NAMES: &'static [&'static str] = &[
+        "smollm",
+        "refact",
+        "gpt-2",
+        "qwen2",
+        "llama-bpe",
+        "dbrx",
+        "smaug-bpe",
+        "gpt-4o",
+        "tekken",
+    ];
 
     /// # Panics
     ///
     /// If the name is not one of [`NAMES`](Self::NAMES).
     pub(super) fn new(name: &str) -> Self {
-        let (pattern, kind) = match name {
-            "smollm" => (GPT2, Kind::SmolLm),
-            "qwen2" => (QWEN2, Kind::Qwen2),
+        let pattern = match name {
+            "smollm" | "refact" | "gpt-2" => GPT2,
+            "qwen2" => QWEN2,
+            "llama-bpe" | "dbrx" | "smaug-bpe" => LLAMA3,
+            "gpt-4o" => GPT4O,
+            "tekken" => TEKKEN,
             other => unreachable!("the caller has checked the name, yet it is {other:?}"),
         };
-        Self { word: Regex::new(pattern).expect("the pattern is a constant"), kind }
+        Self {
+            word: Regex::new(pattern).expect("the pattern is a constant"),
+            digits_first: matches!(name, "smollm" | "refact"),
+            breaks_first: pattern != GPT2,
+            keeps_tokens: matches!(name, "llama-bpe" | "tekken"),
+        }
+    }
+
+    /// Whether a word that is a token is not merged.
+    pub(super) fn keeps_tokens(&self) -> bool {
+        self.keeps_tokens
     }
 
     /// Calls `visit` with the words of `text`, which together are `text`.
     pub(super) fn for_each_word<'t>(&self, text: &'t str, mut visit: impl FnMut(&'t str)) {
-        match self.kind {
-            Kind::Qwen2 => self.cut(text, visit),
-            // `char::is_numeric` is Unicode's N: decimal digits, letter numbers and others.
-            Kind::SmolLm => {
-                let mut rest = text;
-                while let Some((at, digit)) = rest.char_indices().find(|(_, c)| c.is_numeric()) {
-                    let end = at + digit.len_utf8();
-                    self.cut(&rest[..at], &mut visit);
-                    visit(&rest[at..end]);
-                    rest = &rest[end..];
-                }
-                self.cut(rest, visit);
-            }
+        let mut rest = text;
+        // `char::is_numeric` is Unicode's N: decimal digits, letter numbers and others.
+        let digit = |rest: &str| rest.char_indices().find(|(_, c)| c.is_numeric());
+        while let Some((at, digit)) = digit(rest).filter(|_| self.digits_first) {
+            let end = at + digit.len_utf8();
+            self.cut(&rest[..at], &mut visit);
+            visit(&rest[at..end]);
+            rest = &rest[end..];
         }
+        self.cut(rest, visit);
     }
 
     fn cut<'t>(&self, text: &'t str, mut visit: impl FnMut(&'t str)) {
@@ -84,8 +109,7 @@ impl Splitter {
 
     /// Whether a match that ends in `last` is one of `\s+`.
     fn ends_space(&self, last: char) -> bool {
-        // In Qwen's pattern, what ends in a line break was matched by an alternative before `\s+`.
-        let by_earlier = self.kind == Kind::Qwen2 && matches!(last, '\r' | '\n');
+        let by_earlier = self.breaks_first && matches!(last, '\r' | '\n');
         last.is_whitespace() && !by_earlier
     }
 }
@@ -106,7 +130,8 @@ mod tests {
             check(name, "a b", &["a", " b"]);
             check(name, "a   b", &["a", "  ", " b"]);
             check(name, "a  ", &["a", "  "]);
-            check(name, "don't", &["don", "'t"]);
+            let dont: &[&str] = if *name == "gpt-4o" { &["don't"] } else { &["don", "'t"] };
+            check(name, "don't", dont);
             check(name, "", &[]);
         }
     }
@@ -127,6 +152,16 @@ mod tests {
         check("smollm", "a  1 b", &["a", "  ", "1", " b"]);
         check("qwen2", "a  1 b", &["a", " ", " ", "1", " b"]);
         check("smollm", "x² Ⅷ", &["x", "²", " ", "Ⅷ"]);
+        check("gpt-2", "in 2024", &["in", " 2024"]);
+        check("llama-bpe", "in 2024", &["in", " ", "202", "4"]);
+    }
+
+    #[test]
+    fn capitals_begin_words_only_for_the_younger() {
+        check("qwen2", "someXMLFile's", &["someXMLFile", "'s"]);
+        check("gpt-4o", "someXMLFile's", &["some", "XMLFile's"]);
+        check("tekken", "someXMLFile's", &["some", "XMLFile", "'s"]);
+        check("gpt-4o", "a//\n/b", &["a", "//\n/", "b"]);
     }
 
     #[test]

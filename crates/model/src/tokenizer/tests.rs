@@ -5,6 +5,8 @@ use crate::gguf::{GgufBuilder, GgufValue};
 
 const LLAMA: &[u8] = include_bytes!("../../tests/golden/tiny-llama.gguf");
 const QWEN2: &[u8] = include_bytes!("../../tests/golden/tiny-qwen2.gguf");
+const LLAMA3: &[u8] = include_bytes!("../../tests/golden/tiny-llama3.gguf");
+const PHI3: &[u8] = include_bytes!("../../tests/golden/tiny-phi3.gguf");
 const GEMMA3: &[u8] = include_bytes!("../../tests/golden/tiny-gemma3.gguf");
 
 fn gguf(bytes: &[u8]) -> GgufFile {
@@ -99,6 +101,17 @@ fn random_model(pre: &str, n_merges: usize, random: &mut Random) -> Vec<u8> {
             pool.push(joined);
         }
     }
+    // Words that no merge leads to.
+    tokens.extend(["Ġtheab", "Ab42", "éß"].map(|word| {
+        match word {
+            "éß" => "é ß"
+                .bytes()
+                .filter(|&b| b != b' ')
+                .map(|b| byte_symbols()[usize::from(b)].clone())
+                .collect(),
+            word => word.to_owned(),
+        }
+    }));
     let mut kinds = vec![1; tokens.len()];
     tokens.push("<|im_end|>".to_owned());
     kinds.push(3);
@@ -136,12 +149,25 @@ fn oracle(file: &GgufFile) -> tokenizers::Tokenizer {
         .zip(0u32..)
         .map(|(spelling, id)| (spelling, id.into()))
         .collect();
-    let (first, use_regex) = if file.get_str("tokenizer.ggml.pre").unwrap() == "smollm" {
-        (json!({"type": "Digits", "individual_digits": true}), true)
-    } else {
-        let pattern = json!({"Regex": QWEN2_PATTERN});
-        let behavior = "Isolated";
-        (json!({"type": "Split", "pattern": pattern, "behavior": behavior, "invert": false}), false)
+    let keeps_tokens =
+        ["llama-bpe", "tekken"].contains(&file.get_str("tokenizer.ggml.pre").unwrap());
+    let split = |pattern: String| {
+        let pattern = json!({"Regex": pattern});
+        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+    };
+    let pre = file.get_str("tokenizer.ggml.pre").unwrap();
+    let llama3 = QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|");
+    let (first, use_regex) = match pre {
+        "smollm" | "refact" => (Some(json!({"type": "Digits", "individual_digits": true})), true),
+        "gpt-2" => (None, true),
+        "qwen2" => (Some(split(QWEN2_PATTERN.to_owned())), false),
+        "llama-bpe" | "dbrx" | "smaug-bpe" => (Some(split(llama3)), false),
+        "gpt-4o" => {
+            let contraction = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?";
+            (Some(split(cased_pattern(contraction, r"\p{N}{1,3}"))), false)
+        }
+        "tekken" => (Some(split(cased_pattern("", r"\p{N}"))), false),
+        other => panic!("no oracle for {other}"),
     };
     let bytes = json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex
@@ -149,10 +175,26 @@ fn oracle(file: &GgufFile) -> tokenizers::Tokenizer {
     let description = json!({
         "version": "1.0",
         "added_tokens": [],
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [first, bytes]},
-        "model": {"type": "BPE", "vocab": vocab, "merges": strings("tokenizer.ggml.merges")},
+        "pre_tokenizer": {
+            "type": "Sequence", "pretokenizers": first.into_iter().chain([bytes]).collect::<Vec<_>>()
+        },
+        "model": {"type": "BPE", "vocab": vocab, "merges": strings("tokenizer.ggml.merges"),
+                  "ignore_merges": keeps_tokens},
     });
     tokenizers::Tokenizer::from_bytes(description.to_string()).unwrap()
+}
+
+/// GPT-4o's pattern and its kin, with the look-ahead that this crate does without.
+fn cased_pattern(contraction: &str, digits: &str) -> String {
+    let upper = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]";
+    let lower = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]";
+    [
+        format!(r"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{contraction}"),
+        format!(r"[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{contraction}"),
+        digits.to_owned(),
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+".to_owned(),
+    ]
+    .join("|")
 }
 
 /// As `transformers` converts SentencePiece's BPE: every way to put a normal token together from two
@@ -259,7 +301,7 @@ fn encodes_random_text_as_the_tokenizers_crate_does() {
 #[test]
 fn encodes_with_the_tiny_models_as_the_tokenizers_crate_does() {
     let mut random = Random(7);
-    for model in [LLAMA, QWEN2, GEMMA3] {
+    for model in [LLAMA, QWEN2, LLAMA3, PHI3, GEMMA3] {
         let file = gguf(model);
         let (ours, oracle) = (Tokenizer::from_gguf(&file).unwrap(), oracle(&file));
         for n_parts in 0..300 {
@@ -276,6 +318,8 @@ fn encodes_the_prompts_of_the_golden_files() {
     for (model, golden) in [
         (LLAMA, &include_bytes!("../../tests/golden/tiny-llama.json")[..]),
         (QWEN2, &include_bytes!("../../tests/golden/tiny-qwen2.json")[..]),
+        (LLAMA3, &include_bytes!("../../tests/golden/tiny-llama3.json")[..]),
+        (PHI3, &include_bytes!("../../tests/golden/tiny-phi3.json")[..]),
         (GEMMA3, &include_bytes!("../../tests/golden/tiny-gemma3.json")[..]),
     ] {
         let tokenizer = tokenizer(model);
@@ -419,9 +463,9 @@ fn tokenizers_of_other_kinds_are_refused_by_name() {
          llama"
     );
     assert_eq!(
-        refusal("tokenizer.ggml.pre", "llama-bpe"),
-        "m: tokenizer `tokenizer.ggml.pre` is `llama-bpe`, which is not supported; supported are: \
-         smollm, qwen2"
+        refusal("tokenizer.ggml.pre", "falcon"),
+        "m: tokenizer `tokenizer.ggml.pre` is `falcon`, which is not supported; supported are: \
+         smollm, refact, gpt-2, qwen2, llama-bpe, dbrx, smaug-bpe, gpt-4o, tekken"
     );
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use everstream_kernels::dequantize;
 use everstream_kv_cache::{KvSource, Place};
-use everstream_model::{Architecture, GgufFile, ModelConfig};
+use everstream_model::{Architecture, GgufFile, ModelConfig, RopeScaling};
 
 /// A key that a query sees.
 #[derive(Clone, Copy, Debug)]
@@ -44,56 +44,62 @@ impl Naive {
         let c = self.config.clone();
         let embedding = &self.weights["token_embd.weight"];
         let mut x = embedding[id as usize * c.embedding_dim..][..c.embedding_dim].to_vec();
-        let is_gemma = c.architecture == Architecture::Gemma3;
-        if is_gemma {
-            x.iter_mut().for_each(|x| *x *= (c.embedding_dim as f64).sqrt());
-        }
+        x.iter_mut().for_each(|x| *x *= f64::from(c.embedding_scale));
         self.keys.push(Vec::new());
         self.values.push(Vec::new());
         let own = self.keys.len() - 1;
         for layer in 0..c.n_layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
-            let normed = self.norm(&x, &name("attn_norm.weight"));
-            let [q, k, v] =
-                ["attn_q", "attn_k", "attn_v"].map(|part| self.linear(&normed, &name(part)));
-            let q = self.norm_of_heads(q, &name("attn_q_norm.weight"));
-            let k = self.norm_of_heads(k, &name("attn_k_norm.weight"));
+            let normed = self.norm(x.clone(), &name("attn_norm.weight"));
+            let [q, k, v] = if self.weights.contains_key(&name("attn_qkv.weight")) {
+                let qkv = self.linear(&normed, &name("attn_qkv"));
+                let (q, kv) = qkv.split_at(c.q_dim());
+                let (k, v) = kv.split_at(c.kv_dim());
+                [q, k, v].map(<[f64]>::to_vec)
+            } else {
+                ["attn_q", "attn_k", "attn_v"].map(|part| self.linear(&normed, &name(part)))
+            };
+            let q = self.norm(q, &name("attn_q_norm.weight"));
+            let k = self.norm(k, &name("attn_k_norm.weight"));
             self.keys[own].push(k.chunks(c.head_dim).map(<[f64]>::to_vec).collect());
             self.values[own].push(v.chunks(c.head_dim).map(<[f64]>::to_vec).collect());
             let heads = q.chunks(c.head_dim).enumerate();
             let mixed: Vec<f64> = heads.flat_map(|(h, q)| self.attend(layer, h, q, seen)).collect();
             let mixed = self.linear(&mixed, &name("attn_output"));
-            add(&mut x, &self.norm_if_there(mixed, &name("post_attention_norm.weight")));
-            let normed = self.norm(&x, &name("ffn_norm.weight"));
-            let gate = self.linear(&normed, &name("ffn_gate"));
+            self.add(&mut x, mixed, &name("post_attention_norm.weight"));
+            let normed = self.norm(x.clone(), &name("ffn_norm.weight"));
             let up = self.linear(&normed, &name("ffn_up"));
-            let activation = |x: f64| match is_gemma {
-                true => {
-                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-                    0.5 * x * (1.0 + inner.tanh())
-                }
-                false => x / (1.0 + (-x).exp()),
+            let (gate, up) = if self.weights.contains_key(&name("ffn_gate.weight")) {
+                (self.linear(&normed, &name("ffn_gate")), up)
+            } else {
+                (up[..c.ffn_dim].to_vec(), up[c.ffn_dim..].to_vec())
             };
-            let hidden: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| activation(*g) * u).collect();
+            let hidden: Vec<f64> =
+                gate.iter().zip(&up).map(|(g, u)| activation(&c, *g) * u).collect();
             let hidden = self.linear(&hidden, &name("ffn_down"));
-            add(&mut x, &self.norm_if_there(hidden, &name("post_ffw_norm.weight")));
+            self.add(&mut x, hidden, &name("post_ffw_norm.weight"));
         }
-        let normed = self.norm(&x, "output_norm.weight");
-        self.linear(&normed, if c.tied_embeddings { "token_embd" } else { "output" })
+        let normed = self.norm(x, "output_norm.weight");
+        let mut logits =
+            self.linear(&normed, if c.tied_embeddings { "token_embd" } else { "output" });
+        for logit in &mut logits {
+            *logit /= f64::from(c.logit_divisor);
+            *logit = capped(*logit, c.logit_cap);
+        }
+        logits
     }
 
     /// Softmax attention of one query head.
     fn attend(&self, layer: usize, head: usize, q: &[f64], seen: &[Seen]) -> Vec<f64> {
-        let kv_head = head / (self.config.n_heads / self.config.n_kv_heads);
-        // All layers but the last of each period have the window and the base of their own.
-        let sliding = self.config.sliding_window.filter(|s| !(layer + 1).is_multiple_of(s.period));
-        let base = sliding.map_or(self.config.rope_base, |s| s.rope_base);
-        let is_seen = |s: &&Seen| sliding.is_none_or(|w| s.query_pos - s.key_pos < w.window_tokens);
+        let c = &self.config;
+        let kv_head = head / (c.n_heads / c.n_kv_heads);
+        let window = c.sliding_window.filter(|_| c.is_sliding(layer)).map(|w| w.window_tokens);
+        let is_seen = |s: &&Seen| window.is_none_or(|w| s.query_pos - s.key_pos < w);
         let seen: Vec<Seen> = seen.iter().filter(is_seen).copied().collect();
         let score = |s: &Seen| {
-            let k = self.rotated(&self.keys[s.token][layer][kv_head], s.key_pos, base);
-            let q = self.rotated(q, s.query_pos, base);
-            dot(&q, &k) / (self.config.head_dim as f64).sqrt()
+            let k = self.rotated(&self.keys[s.token][layer][kv_head], s.key_pos, layer);
+            let q = self.rotated(q, s.query_pos, layer);
+            capped(dot(&q, &k) * f64::from(c.attention_scale), c.attention_cap)
         };
         let scores: Vec<f64> = seen.iter().map(score).collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -108,42 +114,75 @@ impl Naive {
         out
     }
 
-    /// Turns pair `i` by `position * base^(-2i / dim)`.
-    fn rotated(&self, x: &[f64], position: usize, base: f32) -> Vec<f64> {
+    /// Turns pair `i` by `position` times its frequency.
+    fn rotated(&self, x: &[f64], position: usize, layer: usize) -> Vec<f64> {
         let mut out = x.to_vec();
+        if !self.config.has_rope(layer) {
+            return out;
+        }
         for i in 0..self.config.rope_dim / 2 {
-            let exponent = -2.0 * i as f64 / self.config.rope_dim as f64;
-            // Models are trained with frequencies in f32.
-            let frequency = f64::from(f64::from(base).powf(exponent) as f32);
+            let (frequency, magnitude) = self.frequency(i, layer);
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             let (a, b) = self.pair(i);
-            out[a] = x[a] * cos - x[b] * sin;
-            out[b] = x[b] * cos + x[a] * sin;
+            out[a] = (x[a] * cos - x[b] * sin) * magnitude;
+            out[b] = (x[b] * cos + x[a] * sin) * magnitude;
         }
         out
     }
 
+    /// `base^(-2i / dim)`, scaled, and what is rotated is multiplied by.
+    fn frequency(&self, i: usize, layer: usize) -> (f64, f64) {
+        let c = &self.config;
+        let plain = |base: f32| {
+            let exponent = -2.0 * i as f64 / c.rope_dim as f64;
+            // Models are trained with frequencies in f32.
+            f64::from(f64::from(base).powf(exponent) as f32)
+        };
+        match c.sliding_window.filter(|w| c.is_sliding(layer) && w.rope_base != c.rope_base) {
+            Some(window) => return (plain(window.rope_base), 1.0),
+            None => {}
+        }
+        let of_file = |name: &str| plain(c.rope_base) / self.weights[name][i];
+        match c.rope_scaling {
+            RopeScaling::None => (plain(c.rope_base), 1.0),
+            RopeScaling::Linear(factor) => (plain(c.rope_base) / f64::from(factor), 1.0),
+            RopeScaling::Factors => (of_file("rope_freqs.weight"), 1.0),
+            RopeScaling::LongRope { magnitude } => {
+                (of_file("rope_factors_short.weight"), f64::from(magnitude))
+            }
+            RopeScaling::Yarn(yarn) => {
+                let divisor = yarn.divisors(c.rope_base, c.rope_dim / 2)[i];
+                (plain(c.rope_base) / f64::from(divisor), f64::from(yarn.magnitude()))
+            }
+        }
+    }
+
     /// Which two components of a head, in the order of the file, turn together.
     fn pair(&self, i: usize) -> (usize, usize) {
+        use Architecture::{Granite, Llama, SmolLm3};
         match self.config.architecture {
-            Architecture::Llama => (2 * i, 2 * i + 1),
+            Llama | Granite | SmolLm3 => (2 * i, 2 * i + 1),
             _ => (i, i + self.config.rope_dim / 2),
         }
     }
 
-    fn norm(&self, x: &[f64], weight: &str) -> Vec<f64> {
-        let mean = dot(x, x) / x.len() as f64;
-        let scale = 1.0 / (mean + f64::from(self.config.norm_eps)).sqrt();
-        x.iter().zip(&self.weights[weight]).map(|(x, w)| x * scale * w).collect()
+    /// The norm of `x`, or of each of its parts that is as long as the weight; `x` itself where the
+    /// family has no such norm.
+    fn norm(&self, x: Vec<f64>, weight: &str) -> Vec<f64> {
+        let Some(weight) = self.weights.get(weight) else { return x };
+        let part = |x: &[f64]| -> Vec<f64> {
+            let mean = dot(x, x) / x.len() as f64;
+            let scale = 1.0 / (mean + f64::from(self.config.norm_eps)).sqrt();
+            x.iter().zip(weight).map(|(x, w)| x * scale * w).collect()
+        };
+        x.chunks(weight.len()).flat_map(part).collect()
     }
 
-    fn norm_if_there(&self, x: Vec<f64>, weight: &str) -> Vec<f64> {
-        if self.weights.contains_key(weight) { self.norm(&x, weight) } else { x }
-    }
-
-    fn norm_of_heads(&self, x: Vec<f64>, weight: &str) -> Vec<f64> {
-        let heads = x.chunks(self.config.head_dim);
-        heads.flat_map(|head| self.norm_if_there(head.to_vec(), weight)).collect()
+    /// Adds what a half of a layer gives to the residual stream.
+    fn add(&self, x: &mut [f64], delta: Vec<f64>, norm: &str) {
+        let scale = f64::from(self.config.residual_scale);
+        let delta: Vec<f64> = self.norm(delta, norm).iter().map(|d| d * scale).collect();
+        add(x, &delta);
     }
 
     /// The matrix `name.weight` times `x`, plus `name.bias` if there is one.
@@ -155,6 +194,19 @@ impl Naive {
         }
         out
     }
+}
+
+fn capped(x: f64, cap: Option<f32>) -> f64 {
+    cap.map(f64::from).map_or(x, |cap| cap * (x / cap).tanh())
+}
+
+/// What the gate of the feed-forward network goes through.
+fn activation(config: &ModelConfig, x: f64) -> f64 {
+    if !matches!(config.architecture, Architecture::Gemma2 | Architecture::Gemma3) {
+        return x / (1.0 + (-x).exp());
+    }
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    0.5 * x * (1.0 + inner.tanh())
 }
 
 fn weights(gguf: &GgufFile, name: &str) -> Vec<f64> {
@@ -190,9 +242,12 @@ impl KvSource for Stored<'_> {
         for (token, (k, v)) in self.tokens.clone().zip(rows) {
             let (key, value) =
                 (&model.keys[token][layer][kv_head], &model.values[token][layer][kv_head]);
-            for i in 0..dim / 2 {
+            // Rotated pairs are put into halves; what is not rotated stays where it is.
+            k.iter_mut().zip(key).for_each(|(to, from)| *to = *from as f32);
+            let rotated = model.config.rope_dim;
+            for i in 0..rotated / 2 {
                 let (a, b) = model.pair(i);
-                (k[i], k[i + dim / 2]) = (key[a] as f32, key[b] as f32);
+                (k[i], k[i + rotated / 2]) = (key[a] as f32, key[b] as f32);
             }
             v.iter_mut().zip(value).for_each(|(to, from)| *to = *from as f32);
         }

@@ -1,7 +1,7 @@
 //! Says of a model what its keys and values depend on.
 
 use everstream_memory::Maker;
-use everstream_model::Model;
+use everstream_model::{Model, RopeScaling};
 use sha2::{Digest, Sha256};
 
 /// The maker of a model's keys and values.
@@ -51,11 +51,11 @@ fn layout(model: &Model) -> [u8; 32] {
     // Only where there are some, so that what older versions stored remains valid.
     if let Some(sliding) = c.sliding_window {
         hash.update((sliding.window_tokens as u64).to_le_bytes());
-        hash.update((sliding.period as u64).to_le_bytes());
+        hash.update((sliding.period.unwrap_or(0) as u64).to_le_bytes());
         hash.update(sliding.rope_base.to_le_bytes());
     }
-    if c.rope_divisor != 1.0 {
-        hash.update(c.rope_divisor.to_le_bytes());
+    if c.rope_scaling != RopeScaling::None {
+        add(&mut hash, format!("{:?}", c.rope_scaling).as_bytes());
     }
     hash.finalize().into()
 }
