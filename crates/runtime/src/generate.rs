@@ -73,6 +73,109 @@ pub struct Generated {
     pub elapsed: Duration,
 }
 
+/// An answer in the making: which token comes next, and what has become text. Whoever drives it
+/// appends the tokens, so that streams can take their steps together ([`append_each`]).
+///
+/// [`append_each`]: crate::append_each
+#[derive(Debug)]
+pub struct Generation {
+    options: GenerateOptions,
+    sampler: Sampler,
+    tokens: Vec<u32>,
+    log_probs: Vec<f64>,
+    stream: TextStream,
+    text: StoppableText,
+    stop: Option<StopReason>,
+    start: Instant,
+}
+
+impl Generation {
+    /// The beginning of an answer.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Sampling`] for settings out of range.
+    pub fn new(options: GenerateOptions) -> Result<Self, SessionError> {
+        Ok(Self {
+            sampler: Sampler::new(options.sampler)?,
+            tokens: Vec::new(),
+            log_probs: Vec::new(),
+            stream: TextStream::new(),
+            text: StoppableText::new(options.stop.clone()),
+            stop: None,
+            start: Instant::now(),
+            options,
+        })
+    }
+
+    /// The next token, which is to be appended to the stream and then given to
+    /// [`took`](Self::took); `None` if the answer has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]: an empty stream, a prediction that is none, a recall in between that fails.
+    pub fn next(&mut self, session: &mut Session) -> Result<Option<u32>, SessionError> {
+        if self.stop.is_some() {
+            return Ok(None);
+        }
+        if session.logits().is_empty() {
+            return Err(SessionError::EmptyStream);
+        }
+        if self.tokens.len() >= self.options.max_tokens {
+            self.stop = Some(StopReason::MaxTokens);
+            return Ok(None);
+        }
+        if !session.logits().iter().any(|logit| logit.is_finite()) {
+            return Err(SessionError::NotFinite { n_tokens: session.n_tokens() });
+        }
+        let position = TokenPos(session.n_tokens());
+        let token = self.sampler.sample(session.logits(), &self.tokens, position);
+        if self.options.log_probs {
+            self.log_probs.push(log_prob(session.logits(), token));
+        }
+        if session.model().tokenizer().eos_ids().contains(&token) {
+            self.stop = Some(StopReason::EndOfTurn);
+            return Ok(None);
+        }
+        self.tokens.push(token);
+        let every = session.config().recall.every;
+        if every > 0 && self.tokens.len() > 1 && (self.tokens.len() - 1).is_multiple_of(every) {
+            session.recall_again("")?;
+        }
+        Ok(Some(token))
+    }
+
+    /// The newest token has become part of the stream: `receive` gets what is text by now.
+    pub fn took(&mut self, session: &Session, receive: &mut dyn FnMut(&str) -> ControlFlow<()>) {
+        let Some(&token) = self.tokens.last() else { return };
+        let tokenizer = session.model().tokenizer();
+        // A signal is part of the stream, and nothing that anybody reads.
+        let bytes = if tokenizer.is_special(token) { &[] } else { tokenizer.token_bytes(token) };
+        let piece = self.stream.push(bytes);
+        if self.text.push(&piece, receive).is_break() {
+            self.stop = Some(match self.text.is_stopped {
+                true => StopReason::StopText,
+                false => StopReason::Interrupted,
+            });
+        }
+    }
+
+    /// What was generated; `receive` gets the rest of the text, unless it has stopped the answer.
+    pub fn finish(mut self, receive: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Generated {
+        let stop = self.stop.unwrap_or(StopReason::Interrupted);
+        if stop != StopReason::Interrupted {
+            self.text.finish(&self.stream.finish(), receive);
+        }
+        Generated {
+            text: self.text.shown,
+            tokens: self.tokens,
+            log_probs: self.log_probs,
+            stop,
+            elapsed: self.start.elapsed(),
+        }
+    }
+}
+
 impl Session {
     /// Generates until the model, a stop text, the length or `receive` ends it. `receive` gets the
     /// text piece by piece; what could become a stop text is held back.
@@ -87,47 +190,12 @@ impl Session {
         options: &GenerateOptions,
         receive: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, SessionError> {
-        if self.logits().is_empty() {
-            return Err(SessionError::EmptyStream);
-        }
-        let start = Instant::now();
-        let mut sampler = Sampler::new(options.sampler)?;
-        let (mut tokens, mut stream) = (Vec::new(), TextStream::new());
-        let mut log_probs = Vec::new();
-        let mut text = StoppableText::new(&options.stop);
-        let stop = loop {
-            if tokens.len() >= options.max_tokens {
-                break StopReason::MaxTokens;
-            }
-            if !self.logits().iter().any(|logit| logit.is_finite()) {
-                return Err(SessionError::NotFinite { n_tokens: self.n_tokens() });
-            }
-            let token = sampler.sample(self.logits(), &tokens, TokenPos(self.n_tokens()));
-            if options.log_probs {
-                log_probs.push(log_prob(self.logits(), token));
-            }
-            if self.model().tokenizer().eos_ids().contains(&token) {
-                break StopReason::EndOfTurn;
-            }
-            tokens.push(token);
-            let every = self.config().recall.every;
-            if every > 0 && tokens.len() > 1 && (tokens.len() - 1).is_multiple_of(every) {
-                self.recall_again("")?;
-            }
+        let mut generation = Generation::new(options.clone())?;
+        while let Some(token) = generation.next(self)? {
             self.append(&[token], Origin::turn(Role::Assistant))?;
-            let tokenizer = self.model().tokenizer();
-            // A signal is part of the stream, and nothing that anybody reads.
-            let bytes =
-                if tokenizer.is_special(token) { &[] } else { tokenizer.token_bytes(token) };
-            let piece = stream.push(bytes);
-            if text.push(&piece, receive).is_break() {
-                break if text.is_stopped { StopReason::StopText } else { StopReason::Interrupted };
-            }
-        };
-        if stop != StopReason::Interrupted {
-            text.finish(&stream.finish(), receive);
+            generation.took(self, receive);
         }
-        Ok(Generated { text: text.shown, tokens, log_probs, stop, elapsed: start.elapsed() })
+        Ok(generation.finish(receive))
     }
 
     /// How surprised the model is by these tokens as what comes next; they become part of the stream.
@@ -189,16 +257,17 @@ fn log_prob(logits: &[f32], token: u32) -> f64 {
 }
 
 /// Text that ends where a stop text begins.
-struct StoppableText<'a> {
-    stop: &'a [String],
+#[derive(Debug)]
+struct StoppableText {
+    stop: Vec<String>,
     shown: String,
     /// The end of the text, as long as it could still become a stop text.
     held: String,
     is_stopped: bool,
 }
 
-impl<'a> StoppableText<'a> {
-    fn new(stop: &'a [String]) -> Self {
+impl StoppableText {
+    fn new(stop: Vec<String>) -> Self {
         Self { stop, shown: String::new(), held: String::new(), is_stopped: false }
     }
 
@@ -208,14 +277,14 @@ impl<'a> StoppableText<'a> {
         receive: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         self.held.push_str(piece);
-        let stops = self.stop.iter().filter(|s| !s.is_empty());
-        if let Some(at) = stops.clone().filter_map(|s| self.held.find(s.as_str())).min() {
+        let stops = || self.stop.iter().filter(|s| !s.is_empty());
+        if let Some(at) = stops().filter_map(|s| self.held.find(s.as_str())).min() {
             self.is_stopped = true;
             self.held.truncate(at);
             let _ = self.release(at, receive);
             return ControlFlow::Break(());
         }
-        let begins = |i: usize| stops.clone().any(|s| s.starts_with(&self.held[i..]));
+        let begins = |i: usize| stops().any(|s| s.starts_with(&self.held[i..]));
         let keep_from = self.held.char_indices().map(|(i, _)| i).find(|&i| begins(i));
         self.release(keep_from.unwrap_or(self.held.len()), receive)
     }
@@ -248,7 +317,7 @@ mod tests {
 
     fn run(stop: &[&str], pieces: &[&str]) -> (String, bool) {
         let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-        let mut text = StoppableText::new(&stop);
+        let mut text = StoppableText::new(stop);
         let mut received = String::new();
         let mut receive = |s: &str| {
             received.push_str(s);

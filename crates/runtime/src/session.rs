@@ -488,17 +488,7 @@ impl Session {
         origin: &mut Origin,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<(), SessionError> {
-        // What is complete is stored before more is read: if that fails, nothing was read, and no
-        // block outlives its rows in the cache. No decode step waits for the encoder.
-        self.settle()?;
-        if let Some(recorder) = &mut self.recorder
-            && tokens.len() > 1
-        {
-            recorder.keep_pace()?;
-        }
-        self.save_if_due()?;
-        origin.stamp();
-        let logged = self.log(|| Event::tokens(tokens, starts, origin))?;
+        let logged = self.before_chunk(tokens, starts, origin)?;
         let start = Instant::now();
         let first = TokenPos(self.n_tokens);
         if self.config.policy == Policy::Recompute {
@@ -511,13 +501,50 @@ impl Session {
             let starts: Vec<TokenPos> = starts.iter().map(|&i| first.after(i)).collect();
             let sequence = Sequence::new(tokens, &mut self.cache).with_starts(&starts);
             if let Err(error) = self.model.forward(&mut self.workspace, &mut [sequence]) {
-                if let Some(saved) = &mut self.saved {
-                    saved.journal.undo(logged, tokens.len())?;
-                }
+                self.undo_chunk(tokens, logged)?;
                 return Err(error.into());
             }
-            self.keep_recent(tokens, QUERY_TOKENS);
+            self.keep_newest(tokens);
         }
+        self.count(tokens, origin);
+        if let Some(observer) = observer {
+            self.observe(first, tokens.len(), observer);
+        }
+        self.timings.forward += start.elapsed();
+        self.record(tokens, first, origin);
+        Ok(())
+    }
+
+    /// Stores what is complete, and logs the tokens that are about to be read.
+    pub(crate) fn before_chunk(
+        &mut self,
+        tokens: &[u32],
+        starts: &[usize],
+        origin: &mut Origin,
+    ) -> Result<u64, SessionError> {
+        // What is complete is stored before more is read: if that fails, nothing was read, and no
+        // block outlives its rows in the cache. No decode step waits for the encoder.
+        self.settle()?;
+        if let Some(recorder) = &mut self.recorder
+            && tokens.len() > 1
+        {
+            recorder.keep_pace()?;
+        }
+        self.save_if_due()?;
+        origin.stamp();
+        self.log(|| Event::tokens(tokens, starts, origin))
+    }
+
+    /// Takes back what [`before_chunk`](Self::before_chunk) logged.
+    pub(crate) fn undo_chunk(&mut self, tokens: &[u32], logged: u64) -> Result<(), SessionError> {
+        if let Some(saved) = &mut self.saved {
+            saved.journal.undo(logged, tokens.len())?;
+        }
+        Ok(())
+    }
+
+    /// The cache has taken these tokens.
+    pub(crate) fn count(&mut self, tokens: &[u32], origin: &Origin) {
         self.n_tokens += tokens.len() as u64;
         if origin.role == Role::Document {
             self.last_turn = None;
@@ -525,18 +552,16 @@ impl Session {
         if let Some(document) = self.reading.and_then(|i| self.documents.get_mut(i)) {
             document.n_read += tokens.len() as u64;
         }
-        if let Some(observer) = observer {
-            self.observe(first, tokens.len(), observer);
-        }
-        self.timings.forward += start.elapsed();
-        if let Some(recorder) = &mut self.recorder {
-            let n_pinned = TokenPos(self.config.pinned() as u64).since(first).min(tokens.len());
-            let (pinned, tokens) = tokens.split_at(n_pinned);
-            let tokenizer = self.model.tokenizer();
-            pinned.iter().for_each(|&id| origin.move_past(tokenizer.token_bytes(id)));
-            recorder.read(tokens, tokenizer, origin);
-        }
-        Ok(())
+    }
+
+    /// Hands tokens that were read from `first` on to the recorder, but for those that stay.
+    pub(crate) fn record(&mut self, tokens: &[u32], first: TokenPos, origin: &mut Origin) {
+        let Some(recorder) = &mut self.recorder else { return };
+        let n_pinned = TokenPos(self.config.pinned() as u64).since(first).min(tokens.len());
+        let (pinned, tokens) = tokens.split_at(n_pinned);
+        let tokenizer = self.model.tokenizer();
+        pinned.iter().for_each(|&id| origin.move_past(tokenizer.token_bytes(id)));
+        recorder.read(tokens, tokenizer, origin);
     }
 
     fn observe(&mut self, first: TokenPos, n_rows: usize, observer: &mut Observer<'_>) {
@@ -601,6 +626,11 @@ impl Session {
         let sequence = Sequence::new(&self.recent, &mut self.cache);
         self.model.forward(&mut self.workspace, &mut [sequence])?;
         Ok(())
+    }
+
+    /// Keeps what a blank turn asks for.
+    pub(crate) fn keep_newest(&mut self, tokens: &[u32]) {
+        self.keep_recent(tokens, QUERY_TOKENS);
     }
 
     fn keep_recent(&mut self, tokens: &[u32], limit: usize) {
