@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::check::command;
 
 /// Crates from the bottom to the top; each may use those before it only.
-const LAYERS: [&str; 9] = [
+const LAYERS: [&str; 10] = [
     "everstream-kernels",
     "everstream-kv-cache",
     "everstream-memory",
@@ -18,12 +18,14 @@ const LAYERS: [&str; 9] = [
     "everstream-runtime",
     "everstream-eval",
     "everstream-hub",
+    "everstream-server",
     "everstream",
 ];
 
 /// Packages that speak HTTP, and who may use them.
 const HTTP: [&str; 6] = ["hf-hub", "ureq", "reqwest", "hyper", "axum", "tokio"];
-const MAY_USE_HTTP: [&str; 3] = ["everstream-chroma", "everstream-hub", "everstream"];
+const MAY_USE_HTTP: [&str; 4] =
+    ["everstream-chroma", "everstream-hub", "everstream-server", "everstream"];
 
 /// Files that may contain unsafe code, besides the crate `kernels`.
 const MAY_BE_UNSAFE: [&str; 1] = ["crates/model/src/mmap.rs"];

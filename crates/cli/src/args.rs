@@ -19,12 +19,14 @@ use crate::examples;
 
 mod eval;
 mod memory;
+mod serve;
 
 pub(crate) use eval::{AllArgs, EvalArgs, EvalCommand, ReportArgs, RunArgs};
 pub(crate) use memory::{
     ExportArgs, ImportArgs, MemoryAction, MemoryArgs, NamedSession, RemoveArgs, SearchArgs,
     ShowArgs,
 };
+pub(crate) use serve::ServeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -80,6 +82,9 @@ pub(crate) enum Command {
     /// Look at what sessions remember, export it, check it, delete it
     #[command(after_help = examples::MEMORY)]
     Memory(MemoryArgs),
+    /// Serve conversations without end to any OpenAI client
+    #[command(after_help = examples::SERVE)]
+    Serve(ServeArgs),
     /// Score a text under one or more policies, on the same positions
     #[command(after_help = examples::PERPLEXITY)]
     Perplexity(PerplexityArgs),

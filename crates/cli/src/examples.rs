@@ -26,6 +26,17 @@ Examples:
   everstream generate --file story.txt --max-tokens 500 --temperature 0.8 --seed 3
   fortune | everstream generate --file - --json";
 
+pub(crate) const SERVE: &str = "\
+Examples:
+  everstream serve
+  everstream serve --model qwen2.5-coder-0.5b --addr 0.0.0.0:8080 --api-key \"$(cat key)\"
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'
+
+Any client of OpenAI's chat completions works with the base URL http://127.0.0.1:8080/v1. Clients send
+the whole conversation with each turn; of one that goes on only what is new is read, and what the
+cache has lost is recalled. See docs/SERVER.md.";
+
 pub(crate) const MEMORY: &str = "\
 Examples:
   everstream memory ls

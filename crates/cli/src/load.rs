@@ -23,6 +23,11 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// The key that a server's clients must have.
+pub(crate) fn api_key() -> Option<String> {
+    variable("EVERSTREAM_API_KEY")
+}
+
 /// The cache folder and where models come from.
 pub(crate) fn hub(common: &Common) -> anyhow::Result<Hub> {
     let mut config = HubConfig::new(cache_dir(common)?);

@@ -24,6 +24,22 @@ const SCORED_ROWS: usize = 32;
 /// Sees the logits after a token: its position, and the prediction of the next one.
 pub type Observer<'a> = dyn FnMut(TokenPos, &[f32]) + 'a;
 
+/// Tokens that are read chunk by chunk, by [`Session::prefill`].
+#[derive(Debug)]
+pub struct Prefill {
+    tokens: Vec<u32>,
+    origin: Origin,
+    n_read: usize,
+}
+
+impl Prefill {
+    /// All of them are still to be read.
+    #[must_use]
+    pub fn new(tokens: Vec<u32>, origin: Origin) -> Self {
+        Self { tokens, origin, n_read: 0 }
+    }
+}
+
 /// A stream with its cache and its memory.
 #[derive(Debug)]
 pub struct Session {
@@ -173,12 +189,44 @@ impl Session {
     ///
     /// As [`Session::turn`].
     pub fn turn_about(&mut self, text: &str, query: &str) -> Result<&Recall, SessionError> {
+        let mut prefill = self.begin_turn(text, query)?;
+        while self.prefill(&mut prefill)? {}
+        Ok(self.last_recall.get_or_insert_default())
+    }
+
+    /// Recalls what is relevant to `query` for a user's turn, whose tokens are then to be read by
+    /// [`Session::prefill`] before anything else is: for those who serve several streams and let none
+    /// wait for another's long turn.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::turn`].
+    pub fn begin_turn(&mut self, text: &str, query: &str) -> Result<Prefill, SessionError> {
         let (tokens, origin) = self.encode_user_turn(text)?;
+        self.check_dense(tokens.len())?;
         self.end_document()?;
         self.recall(query)?;
         self.begin_answer()?;
-        self.append(&tokens, origin)?;
-        Ok(self.last_recall.get_or_insert_default())
+        Ok(Prefill::new(tokens, origin))
+    }
+
+    /// Reads the next chunk of what is to be read, and predicts what follows when all of it was.
+    /// Returns whether there is more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::append`].
+    pub fn prefill(&mut self, prefill: &mut Prefill) -> Result<bool, SessionError> {
+        let rest = &prefill.tokens[prefill.n_read..];
+        if !rest.is_empty() {
+            let chunk = &rest[..self.next_chunk(rest.len())];
+            let read = self.read_chunk(chunk, &[], &mut prefill.origin, None);
+            prefill.n_read += if read.is_ok() { chunk.len() } else { 0 };
+            if read.is_err() || prefill.n_read == prefill.tokens.len() {
+                self.predict_after(read)?;
+            }
+        }
+        Ok(prefill.n_read < prefill.tokens.len())
     }
 
     /// Reads a user's turn and recalls nothing for it; the last recall ends.
@@ -187,12 +235,25 @@ impl Session {
     ///
     /// [`SessionError`].
     pub fn read_turn(&mut self, text: &str) -> Result<(), SessionError> {
+        let mut prefill = self.begin_past_turn(text)?;
+        while self.prefill(&mut prefill)? {}
+        Ok(())
+    }
+
+    /// As [`Session::begin_turn`] for a turn that has been answered already: nothing is recalled
+    /// for it, and the last recall ends.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub fn begin_past_turn(&mut self, text: &str) -> Result<Prefill, SessionError> {
         let (tokens, origin) = self.encode_user_turn(text)?;
+        self.check_dense(tokens.len())?;
         self.end_document()?;
         self.log(|| Event::EndRecall)?;
         self.end_recall();
         self.begin_answer()?;
-        self.append(&tokens, origin)
+        Ok(Prefill::new(tokens, origin))
     }
 
     /// Logged before the turn's tokens: of a turn that was cut off, the end is still to come.

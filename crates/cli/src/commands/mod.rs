@@ -10,3 +10,4 @@ pub(crate) mod inspect;
 pub(crate) mod memory;
 pub(crate) mod models;
 pub(crate) mod perplexity;
+pub(crate) mod serve;

@@ -1,0 +1,342 @@
+//! A real server on loopback, with a tiny model, and a plain HTTP client.
+
+#![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use everstream_runtime::memory::{BlockSizes, Gate, HashEmbedder, Neighbours};
+use everstream_runtime::model::{Model, ModelOptions};
+use everstream_runtime::{GenerateOptions, RecallConfig, SamplerConfig, Session, SessionConfig};
+use everstream_server::{Engine, EngineConfig, ServerConfig, serve};
+use serde_json::{Value, json};
+
+fn model() -> Arc<Model> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/tiny-llama.gguf");
+    let options = ModelOptions { n_threads: NonZeroUsize::MIN, ..Default::default() };
+    Arc::new(Model::open(&path, options).unwrap())
+}
+
+fn session_config() -> SessionConfig {
+    SessionConfig {
+        window_tokens: 96,
+        context_tokens: 64,
+        chunk_tokens: 32,
+        recall: RecallConfig {
+            gate: Gate::OPEN,
+            sizes: BlockSizes::new(8, 24, 40).unwrap(),
+            max_blocks: 4,
+            neighbours: Neighbours::NONE,
+            ..Default::default()
+        },
+        ..Default::default()
+    }
+}
+
+fn engine(max_active: usize, max_waiting: usize) -> Engine {
+    let at_least_one = |n| NonZeroUsize::new(n).unwrap();
+    let config = EngineConfig {
+        session: session_config(),
+        sampler: SamplerConfig::default(),
+        max_tokens: 24,
+        max_resting: at_least_one(4),
+        max_active: at_least_one(max_active),
+        max_waiting: at_least_one(max_waiting),
+    };
+    Engine::start(model(), Some(Arc::new(HashEmbedder)), config).unwrap()
+}
+
+/// A server that ends with the test.
+struct Server {
+    addr: SocketAddr,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    fn start(engine: Engine, api_key: Option<&str>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let config = ServerConfig { model: "tiny".to_owned(), api_key: api_key.map(str::to_owned) };
+        runtime.spawn(serve(listener, engine, config, std::future::pending()));
+        Self { addr, _runtime: runtime }
+    }
+
+    /// Sends raw bytes, as one request that asks for the connection to be closed.
+    fn send(&self, head: &str, body: &[u8]) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(self.addr).unwrap();
+        let head = format!(
+            "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        BufReader::new(stream)
+    }
+
+    fn request(&self, head: &str, body: &[u8]) -> (u16, Vec<String>, String) {
+        let mut reader = self.send(head, body);
+        let mut headers = Vec::new();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            match line.trim_end() {
+                "" => break,
+                line => headers.push(line.to_owned()),
+            }
+        }
+        let status = headers[0].split(' ').nth(1).unwrap().parse().unwrap();
+        let mut body = String::new();
+        reader.read_to_string(&mut body).unwrap();
+        (status, headers, body)
+    }
+
+    fn post(&self, body: &Value) -> (u16, Value) {
+        let (status, _, body) = self.request(CHAT, body.to_string().as_bytes());
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    fn answer(&self, messages: &Value) -> String {
+        let (status, body) = self.post(&json!({"model": "tiny", "messages": messages}));
+        assert_eq!(status, 200, "{body}");
+        body["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    }
+
+    /// The events of a streamed answer, without the last, which is `[DONE]`.
+    fn events(&self, mut body: Value) -> Vec<Value> {
+        body["stream"] = true.into();
+        let (status, headers, text) = self.request(CHAT, body.to_string().as_bytes());
+        assert_eq!(status, 200, "{text}");
+        assert!(headers.iter().any(|h| h.to_lowercase() == "content-type: text/event-stream"));
+        let mut events: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
+        assert_eq!(events.pop(), Some("[DONE]"));
+        events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+}
+
+fn user(text: &str) -> Value {
+    json!({"role": "user", "content": text})
+}
+
+/// What the library answers to turns of one conversation.
+fn expected(system: Option<&str>, turns: &[&str]) -> Vec<String> {
+    let encoder = Some(Arc::new(HashEmbedder) as _);
+    let mut session = Session::with_system(model(), encoder, session_config(), system).unwrap();
+    let options = GenerateOptions { max_tokens: 24, ..Default::default() };
+    let answer = |turn: &&str| {
+        session.turn(turn).unwrap();
+        session.answer(&options, &mut |_| std::ops::ControlFlow::Continue(())).unwrap().text
+    };
+    turns.iter().map(answer).collect()
+}
+
+const TURNS: [&str; 4] = [
+    "The red boat went to the mill on the first day, and the old boat stayed.",
+    "Captain Vasquez hid the emerald compass under the floorboards of the blue boat.",
+    "On the third day the slow boat went to the far shore, and then to the sea.",
+    "Where is the emerald compass?",
+];
+
+#[test]
+fn a_conversation_that_goes_on_equals_a_session() {
+    let server = Server::start(engine(2, 4), None);
+    let expected = expected(Some("Be brief."), &TURNS);
+    let mut messages = vec![json!({"role": "system", "content": "Be brief."})];
+    let mut known = 0;
+    for (turn, expected) in TURNS.iter().zip(&expected) {
+        messages.push(user(turn));
+        let (status, body) = server.post(&json!({"messages": messages}));
+        assert_eq!(status, 200, "{body}");
+        let text = body["choices"][0]["message"]["content"].as_str().unwrap();
+        assert_eq!(text, expected);
+        let usage = &body["usage"];
+        let n = |key: &str| usage[key].as_u64().unwrap();
+        assert_eq!(n("prompt_tokens") + n("completion_tokens"), n("total_tokens"));
+        // Of a conversation that goes on nothing is read again.
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        assert!(cached > known, "{usage}");
+        known = cached;
+        messages.push(json!({"role": "assistant", "content": text}));
+    }
+    // What left the window was put back for the last question.
+    messages.pop();
+    let (_, body) = server.post(&json!({"messages": messages}));
+    let recalled = body["everstream"]["recalled"].as_array().unwrap();
+    assert!(
+        recalled.iter().any(|block| block["text"].as_str().unwrap().contains("compass")),
+        "{body}"
+    );
+}
+
+#[test]
+fn an_edited_conversation_is_read_again() {
+    let server = Server::start(engine(2, 4), None);
+    let first = server.answer(&json!([user(TURNS[0])]));
+    let edited = json!([
+        user(TURNS[0]),
+        {"role": "assistant", "content": format!("{first} Or so they say.")},
+        user(TURNS[3]),
+    ]);
+    let (status, body) = server.post(&json!({"messages": edited}));
+    assert_eq!(status, 200, "{body}");
+    // Only what every conversation begins with was known.
+    let with_edit = body["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let (_, body) = server.post(&json!({"messages": [user("Something else.")]}));
+    assert_eq!(
+        body["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(),
+        with_edit
+    );
+}
+
+#[test]
+fn a_streamed_answer_is_the_same_answer() {
+    let server = Server::start(engine(2, 4), None);
+    let whole = server.answer(&json!([user(TURNS[0])]));
+    let events = server.events(json!({
+        "messages": [user(TURNS[0])], "stream_options": {"include_usage": true}
+    }));
+    let text: String =
+        events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text, whole);
+    assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+    let last = &events[events.len() - 2];
+    assert!(["stop", "length"].contains(&last["choices"][0]["finish_reason"].as_str().unwrap()));
+    assert!(events.last().unwrap()["usage"]["completion_tokens"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn answers_at_the_same_time_equal_answers_one_by_one() {
+    let alone = Server::start(engine(1, 8), None);
+    let together = Server::start(engine(8, 8), None);
+    let requests: Vec<Value> = (0..6)
+        .map(|i| {
+            let text = TURNS[..1 + i % 4].join(" ");
+            json!({"messages": [user(&text)], "temperature": 0.9, "seed": i, "max_tokens": 10 + 3 * i})
+        })
+        .collect();
+    let text = |server: &Server, request: &Value| {
+        let (status, body) = server.post(request);
+        assert_eq!(status, 200, "{body}");
+        body["choices"][0]["message"]["content"].clone()
+    };
+    let expected: Vec<Value> = requests.iter().map(|request| text(&alone, request)).collect();
+    std::thread::scope(|scope| {
+        let answers: Vec<_> =
+            requests.iter().map(|request| scope.spawn(|| text(&together, request))).collect();
+        for (answer, expected) in answers.into_iter().zip(&expected) {
+            assert_eq!(&answer.join().unwrap(), expected);
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_answered_is_refused_in_openai_form() {
+    let server = Server::start(engine(1, 2), None);
+    let valid = json!([user("Hi")]);
+    let refused = |body: Value, status: u16, word: &str| {
+        let (found, body) = server.post(&body);
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(found == status && message.contains(word), "{found} {body}");
+        assert!(!message.contains('\n') && body["error"]["type"].is_string());
+    };
+    refused(json!({"messages": []}), 400, "no message");
+    refused(json!({"messages": [{"role": "assistant", "content": "Hi"}]}), 400, "begins");
+    refused(json!({"messages": [user("a"), {"role": "assistant", "content": "b"}]}), 400, "last");
+    refused(json!({"messages": [user("a"), {"role": "system", "content": "b"}]}), 400, "before");
+    refused(json!({"messages": [{"role": "wizard", "content": "b"}]}), 400, "role");
+    refused(
+        json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+        400,
+        "text",
+    );
+    refused(json!({"messages": valid, "model": "gpt-5"}), 400, "tiny");
+    refused(json!({"messages": valid, "temperature": -1}), 400, "temperature");
+    refused(json!({"messages": valid, "n": 2}), 400, "n is not supported");
+    refused(json!({"messages": valid, "tools": [{}]}), 400, "tools");
+    refused(
+        json!({"messages": valid, "response_format": {"type": "json_object"}}),
+        400,
+        "response_format",
+    );
+    refused(json!({"messages": "Hi"}), 400, "sequence");
+    refused(json!({}), 400, "messages");
+    // What means nothing is no reason.
+    let harmless = json!({
+        "messages": valid, "n": 1, "tools": [], "logit_bias": {}, "presence_penalty": 0,
+        "user": "u", "response_format": {"type": "text"}, "max_tokens": 1
+    });
+    assert_eq!(server.post(&harmless).0, 200);
+    assert_eq!(
+        server.answer(&json!([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}])),
+        server.answer(&valid)
+    );
+
+    for (head, body, status) in [
+        ("POST /v1/chat/completions HTTP/1.1", "{}", 415),
+        (CHAT, "{\"messages\": [", 400),
+        (CHAT, "\u{0}", 400),
+        ("GET /v1/chat/completions HTTP/1.1", "", 405),
+        ("GET /v1/models/other HTTP/1.1", "", 404),
+        ("GET /nowhere HTTP/1.1", "", 404),
+        ("GET /health HTTP/1.1", "", 200),
+        ("GET /v1/models/tiny HTTP/1.1", "", 200),
+    ] {
+        let (found, _, text) = server.request(head, body.as_bytes());
+        assert_eq!(found, status, "{head}: {text}");
+        let body: Value = serde_json::from_str(&text).unwrap();
+        assert!(status == 200 || body["error"]["message"].is_string(), "{body}");
+    }
+}
+
+#[test]
+fn those_without_the_key_are_not_served() {
+    let server = Server::start(engine(1, 2), Some("secret"));
+    let get = |more: &str| server.request(&format!("GET /v1/models HTTP/1.1{more}"), b"").0;
+    assert_eq!(get(""), 401);
+    assert_eq!(get("\r\nAuthorization: Bearer secre"), 401);
+    assert_eq!(get("\r\nAuthorization: Bearer secreT"), 401);
+    assert_eq!(get("\r\nAuthorization: secret"), 401);
+    assert_eq!(get("\r\nAuthorization: Bearer secret"), 200);
+    assert_eq!(server.request("GET /health HTTP/1.1", b"").0, 200);
+}
+
+/// A turn that takes minutes to read.
+fn endless() -> Vec<u8> {
+    let text = TURNS.concat().repeat(20_000);
+    json!({"messages": [user(&text)], "stream": true}).to_string().into_bytes()
+}
+
+const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json";
+
+#[test]
+fn a_client_that_goes_away_stops_its_answer_and_frees_its_place() {
+    let server = Server::start(engine(1, 4), None);
+    let mut reader = server.send(CHAT, &endless());
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert!(line.contains("200"), "{line}");
+    drop(reader);
+    // The only place is free again, or this would wait until all was read.
+    let start = std::time::Instant::now();
+    server.answer(&json!([user("Hi")]));
+    assert!(start.elapsed().as_secs() < 30, "it waited for {:?}", start.elapsed());
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_again() {
+    let server = Server::start(engine(1, 1), None);
+    // One is worked on, one waits, and one of the next finds no place.
+    let mut busy = Vec::new();
+    let refused = (0..8).any(|_| {
+        let mut reader = server.send(CHAT, &endless());
+        let mut head = String::new();
+        // Those that are accepted say so at once.
+        while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+        busy.push(reader);
+        head.contains(" 429 ") && head.to_lowercase().contains("retry-after: 1")
+    });
+    assert!(refused);
+}
