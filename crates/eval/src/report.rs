@@ -128,7 +128,7 @@ fn read_lines<T: serde::de::DeserializeOwned>(
 ///
 /// # Errors
 ///
-/// [`EvalError`] if a run has no answers, or a file cannot be written.
+/// [`EvalError`] if a run's task is unknown, or a file cannot be written.
 pub fn write_report(runs: &[KeptRun], folder: &Path) -> Result<(), EvalError> {
     fs_err::create_dir_all(folder)?;
     let mut text = String::new();
@@ -141,7 +141,10 @@ pub fn write_report(runs: &[KeptRun], folder: &Path) -> Result<(), EvalError> {
         let name = own_name(&run.name, &names);
         let task = run.task()?;
         if run.answers.is_empty() {
-            return Err(EvalError::Setting(format!("{}: nothing was answered yet", run.name)));
+            let _ = writeln!(text, "## {name}\n\nUNFINISHED: nothing was answered yet.\n");
+            let _ = writeln!(page, "<h2>{name}</h2>\n<p>UNFINISHED: nothing was answered yet.</p>");
+            names.push(name);
+            continue;
         }
         let summary = run.summary()?;
         let heading = run.heading(&summary);

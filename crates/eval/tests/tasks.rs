@@ -222,7 +222,7 @@ fn wrong_data_is_named() {
         ("writing-prompts", "[{}, {\"id\": \"1\"}]", "record 1: `id` is missing"),
         ("fandom", "One. Two.\n", "has 0 long stories, but a stream takes 7"),
         ("ppl", "{\"title\": \"a\"}", "record 1: `text` is missing"),
-        ("ppl", "{\"text\": \"a\"}", "has about 0 tokens"),
+        ("ppl", "{\"text\": \"a\"}", "the longest about 0"),
         ("longeval", "{\"prompt\": \"a\"}", "`prompt` does not say where the record ends"),
         (
             "longeval",

@@ -34,13 +34,15 @@ impl Task for Ppl {
         let mut texts = texts(options)?;
         for_stream(options.seed, 0).shuffle(&mut texts);
         let n_tokens = options.distances.iter().max().copied().unwrap_or(N_TOKENS);
-        let text = texts.into_iter().next().unwrap_or_default();
-        let mut pieces = pieces(&text);
         let n_bytes = (n_tokens * TOKEN_BYTES) as usize;
-        if pieces.len() < 2 || (text.len() < n_bytes && !options.distances.is_empty()) {
+        let n_least = if options.distances.is_empty() { PIECE_BYTES } else { n_bytes };
+        let longest = texts.iter().map(String::len).max().unwrap_or(0);
+        let text = texts.into_iter().find(|text| text.len() >= n_least).unwrap_or_default();
+        let mut pieces = pieces(&text);
+        if pieces.len() < 2 {
             return Err(EvalError::Setting(format!(
-                "the text has about {} tokens, fewer than asked for: use a shorter --distance, or another --data",
-                text.len() as u64 / TOKEN_BYTES
+                "no text has as many tokens as are asked for, the longest about {}: use a shorter --distance, or another --data",
+                longest as u64 / TOKEN_BYTES
             )));
         }
         let mut n_read = 0;
