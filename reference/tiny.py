@@ -58,11 +58,15 @@ def count(words):
 
 
 def learn_merges(n_merges):
-    """Plain byte-pair encoding: merge the most frequent neighbours; ties go to the lesser pair."""
+    """Byte-pair encoding of the bytes of words."""
     symbols = bpe.byte_symbols()
     pieces = re.findall(r" ?[A-Za-z]+|\d| +(?=[A-Za-z])|\n+|[^\sA-Za-z\d]+| ", TEXT)
-    words = collections.Counter(tuple(symbols[byte] for byte in piece.encode()) for piece in pieces)
-    merges = []
+    return most_frequent_pairs([tuple(symbols[byte] for byte in piece.encode()) for piece in pieces], n_merges)
+
+
+def most_frequent_pairs(words, n_merges):
+    """Plain byte-pair encoding: merge the most frequent neighbours; ties go to the lesser pair."""
+    words, merges = collections.Counter(words), []
     for _ in range(n_merges):
         pairs = collections.Counter()
         for word, count in words.items():
@@ -70,7 +74,10 @@ def learn_merges(n_merges):
                 pairs[pair] += count
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        words = collections.Counter({merge_word(word, best): count for word, count in words.items()})
+        merged = collections.Counter()
+        for word, count in words.items():
+            merged[merge_word(word, best)] += count
+        words = merged
     return merges
 
 
@@ -161,19 +168,8 @@ def to_type(rows, kind):
 
 def learn_pieces(n_merges):
     """Tokens of SentencePiece's BPE, best first: the merges of words with their space, then single characters."""
-    words = collections.Counter(tuple(word) for word in re.findall(" ?[^ \n]+", TEXT))
-    pieces = []
-    for _ in range(n_merges):
-        pairs = collections.Counter()
-        for word, count in words.items():
-            for pair in zip(word, word[1:]):
-                pairs[pair] += count
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        pieces.append(best[0] + best[1])
-        merged = collections.Counter()
-        for word, count in words.items():
-            merged[merge_word(word, best)] += count
-        words = merged
+    words = [tuple(word) for word in re.findall(" ?[^ \n]+", TEXT)]
+    pieces = [a + b for a, b in most_frequent_pairs(words, n_merges)]
     pieces += sorted(set(TEXT) - {"\n"})
     return [piece.replace(" ", "\u2581") for piece in pieces]
 
