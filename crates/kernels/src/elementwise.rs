@@ -97,7 +97,7 @@ impl Kernel for Gated<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // 2 √(2/π)
-        const TWICE: f32 = 1.595_769_1;
+        const TWICE: f32 = 1.595_769;
         // SAFETY: all slices have the same length, a multiple of 16.
         unsafe {
             for i in (0..self.gate.len()).step_by(LANES) {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use everstream_kernels::dequantize;
 use everstream_kv_cache::{KvSource, Place};
-use everstream_model::{Architecture, GgufFile, ModelConfig, RopeScaling};
+use everstream_model::{Architecture, GgufFile, ModelConfig, RopeScaling, SlidingWindow};
 
 /// A key that a query sees.
 #[derive(Clone, Copy, Debug)]
@@ -138,9 +138,9 @@ impl Naive {
             // Models are trained with frequencies in f32.
             f64::from(f64::from(base).powf(exponent) as f32)
         };
-        match c.sliding_window.filter(|w| c.is_sliding(layer) && w.rope_base != c.rope_base) {
-            Some(window) => return (plain(window.rope_base), 1.0),
-            None => {}
+        let own_base = |w: &SlidingWindow| c.is_sliding(layer) && w.rope_base != c.rope_base;
+        if let Some(window) = c.sliding_window.filter(own_base) {
+            return (plain(window.rope_base), 1.0);
         }
         let of_file = |name: &str| plain(c.rope_base) / self.weights[name][i];
         match c.rope_scaling {
