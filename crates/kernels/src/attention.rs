@@ -84,7 +84,7 @@ pub struct Attention<'a, E> {
     pub spans: &'a [Span],
     /// Scores are `cap * tanh(score / cap)` (Gemma 2); `None` for scores as they are.
     pub score_cap: Option<f32>,
-    /// The two forms of the query, by [`QueryForm`], scaled by `1 / sqrt(head_dim)`: each
+    /// The two forms of the query, by [`QueryForm`], scaled as scores are to be: each
     /// `[n_query_heads, head_dim]`.
     pub queries: [&'a [f32]; 2],
 }

@@ -40,7 +40,7 @@ pub enum Architecture {
     /// Gemma 3, text: five layers with a sliding window for each that sees everything, norms of
     /// queries and keys, no soft caps.
     Gemma3,
-    /// Phi-3 and Phi-4-mini: like Llama, with matrices put together.
+    /// Phi-3, Phi-4 and Phi-4-mini: like Llama, with matrices put together.
     Phi3,
     /// Granite 3, dense: like Llama, with four factors.
     Granite,
@@ -235,6 +235,8 @@ impl ModelConfig {
         let head_dim = head_dim(&keys, embedding_dim, n_heads)?;
         let architecture = keys.architecture;
         let rope_scaling = rope::scaling(&keys)?;
+        // Early files of Gemma 2 leave out what is alike in all its models.
+        let gemma2 = |value: f32| (architecture == Architecture::Gemma2).then_some(value);
         Ok(Self {
             architecture,
             name: gguf.find_str("general.name")?.unwrap_or(architecture.name()).to_owned(),
@@ -259,10 +261,10 @@ impl ModelConfig {
                 Some(scale) => scale,
                 None => attention_scale(architecture, n_layers, embedding_dim / n_heads, head_dim),
             },
-            attention_cap: keys.factor("attn_logit_softcapping")?,
+            attention_cap: keys.factor("attn_logit_softcapping")?.or(gemma2(50.0)),
             residual_scale: keys.factor("residual_scale")?.unwrap_or(1.0),
             logit_divisor: keys.factor("logit_scale")?.unwrap_or(1.0),
-            logit_cap: keys.factor("final_logit_softcapping")?,
+            logit_cap: keys.factor("final_logit_softcapping")?.or(gemma2(30.0)),
             activation: match architecture.is_gemma() {
                 true => Activation::GeluTanh,
                 false => Activation::Silu,
@@ -477,9 +479,18 @@ fn sliding_window(keys: &Keys<'_>) -> Result<Option<SlidingWindow>, LoadError> {
         Architecture::Phi3 => None,
         _ => return Ok(None),
     };
-    let window_tokens = match keys.architecture {
-        Architecture::Phi3 => keys.find_size(SLIDING_WINDOW, u32::MAX)?,
-        _ => Some(keys.size(SLIDING_WINDOW, u32::MAX)?),
+    // Of Phi-4 it is 0: no layer slides.
+    let window_tokens = match keys.find_u32(SLIDING_WINDOW)? {
+        Some(width) => Some(width as usize).filter(|&width| width > 0),
+        None if keys.architecture == Architecture::Gemma2 => Some(4096),
+        None if keys.architecture == Architecture::Gemma3 => {
+            return Err(keys
+                .gguf
+                .get_u32(&keys.key(SLIDING_WINDOW))
+                .err()
+                .unwrap_or_else(|| keys.invalid(SLIDING_WINDOW, 0, "given".to_owned())));
+        }
+        None => None,
     };
     let given = keys.find_size("attention.sliding_window_pattern", MAX_LAYERS)?;
     let base = match keys.architecture {

@@ -103,23 +103,27 @@ impl Tokenizer {
     /// do not fit together, and the errors of missing or mistyped metadata.
     pub fn from_gguf(gguf: &GgufFile) -> Result<Self, LoadError> {
         use TokenKind::{Control, UserDefined};
-        let (vocab, merges, cut, special);
+        let (vocab, merges, cut, special, expects_bos);
         if require(gguf, "tokenizer.ggml.model", &["gpt2", "llama"])? == "gpt2" {
             let pre = require(gguf, "tokenizer.ggml.pre", Splitter::NAMES)?;
             vocab = Vocab::from_gguf(gguf, Spelling::Gpt2)?;
             let splitter = Splitter::new(pre);
+            expects_bos = matches!(pre, "llama-bpe" | "tekken");
             merges = Merges::from_gguf(gguf, &vocab, splitter.keeps_tokens())?;
             cut = Cut::Words(splitter);
             special = Finder::new(&vocab, &[Control, UserDefined]);
         } else {
             refuse_space_prefix(gguf)?;
+            expects_bos = true;
             vocab = Vocab::from_gguf(gguf, Spelling::SentencePiece)?;
             merges = Merges::from_scores(gguf, &vocab)?;
             cut = Cut::Fixed(Finder::new(&vocab, &[UserDefined]));
             special = Finder::new(&vocab, &[Control]);
         }
         let bos = token_id(gguf, "tokenizer.ggml.bos_token_id", &vocab)?;
-        let add_bos = gguf.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false);
+        // Files that do not say are taken as llama.cpp takes them.
+        let add_bos = gguf.find_bool("tokenizer.ggml.add_bos_token")?;
+        let add_bos = add_bos.unwrap_or(expects_bos && bos.is_some());
         if add_bos && bos.is_none() {
             let key = "tokenizer.ggml.bos_token_id".to_owned();
             return Err(LoadError::MissingKey { path: gguf.path().to_owned(), key });

@@ -2,7 +2,7 @@
 
 use everstream_kernels::key_tiles_len;
 use everstream_kv_cache::Timeline;
-use everstream_model::ModelConfig;
+use everstream_model::{ModelConfig, RopeScaling};
 
 use crate::{SessionConfig, SessionError};
 
@@ -76,6 +76,20 @@ impl SessionConfig {
             kv_bytes: n_heads * (key_numbers + value_numbers) * number_bytes,
             raw_key_bytes: raw_rows as u64 * key_bytes,
         })
+    }
+
+    /// Refuses a cache longer than what a model of LongRoPE was first trained on: its rotary
+    /// frequencies would be others then.
+    pub(crate) fn check_reach(&self, model: &ModelConfig) -> Result<(), SessionError> {
+        let (value, limit) = (self.budget_tokens(), model.context_length);
+        match model.rope_scaling {
+            RopeScaling::LongRope { .. } if value > limit => Err(SessionError::Setting {
+                what: "the cache",
+                value,
+                rule: format!("at most {limit} tokens for this model: use a smaller window"),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

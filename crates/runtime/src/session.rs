@@ -98,6 +98,7 @@ impl Session {
         config: SessionConfig,
     ) -> Result<Self, SessionError> {
         config.footprint(model.config())?.check_room()?;
+        config.check_reach(model.config())?;
         let memory = match (config.policy, embedder) {
             (Policy::Remember, None) => return Err(SessionError::NoEmbedder),
             (Policy::Remember, Some(embedder)) => {
@@ -163,14 +164,38 @@ impl Session {
     pub fn with_system(
         model: Arc<Model>,
         embedder: Option<Arc<dyn Embedder>>,
-        mut config: SessionConfig,
+        config: SessionConfig,
         system: Option<&str>,
     ) -> Result<Self, SessionError> {
+        let (mut session, mut prefill) = Self::before_system(model, embedder, config, system)?;
+        while session.prefill(&mut prefill)? {}
+        Ok(session)
+    }
+
+    /// How many tokens the system turn of a stream has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::with_system`].
+    pub fn system_tokens(model: &Model, system: Option<&str>) -> Result<usize, SessionError> {
+        Ok(system_tokens(model, system)?.len())
+    }
+
+    /// As [`Session::with_system`], with the system turn still to be read by [`Session::prefill`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::with_system`].
+    pub fn before_system(
+        model: Arc<Model>,
+        embedder: Option<Arc<dyn Embedder>>,
+        mut config: SessionConfig,
+        system: Option<&str>,
+    ) -> Result<(Self, Prefill), SessionError> {
         let tokens = system_tokens(&model, system)?;
         config.n_sink = config.n_sink.max(tokens.len());
-        let mut session = Self::new(model, embedder, config)?;
-        session.append(&tokens, Origin::turn(Role::System))?;
-        Ok(session)
+        let session = Self::new(model, embedder, config)?;
+        Ok((session, Prefill::new(tokens, Origin::turn(Role::System))))
     }
 
     /// Begins a user's turn: recalls what is relevant to it, then reads it. The model is to answer

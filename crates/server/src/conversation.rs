@@ -5,7 +5,7 @@
 //! continued. Anything else (an answer that the client has changed, a turn that was edited) has no
 //! known past and is read from its beginning.
 
-use everstream_runtime::Session;
+use everstream_runtime::{Session, SessionError};
 
 /// Who said something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,14 @@ pub(crate) struct Conversation {
     pub(crate) session: Session,
     pub(crate) system: Option<String>,
     pub(crate) turns: Vec<Turn>,
+}
+
+impl Conversation {
+    /// The same conversation, to be continued apart from this one.
+    pub(crate) fn branch(&self) -> Result<Self, SessionError> {
+        let (system, turns) = (self.system.clone(), self.turns.clone());
+        Ok(Self { session: self.session.branch()?, system, turns })
+    }
 }
 
 /// Conversations that rest, the one that was used last at the end.
@@ -57,6 +65,13 @@ impl Resting {
             .max_by_key(|c| c.1.turns.len())
             .copied()?;
         Some(self.conversations.remove(at))
+    }
+
+    /// Keeps a conversation, if there is one.
+    pub(crate) fn keep_some(&mut self, conversation: Option<Conversation>) {
+        if let Some(conversation) = conversation {
+            self.keep(conversation);
+        }
     }
 
     /// Keeps a conversation; the one that has rested longest is forgotten if there are too many.

@@ -21,6 +21,11 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::conversation::{Conversation, Resting, Speaker, Turn};
 use crate::error::ApiError;
 
+/// Tokens of a system prompt at most; all of them stay in the cache.
+const MAX_SYSTEM_TOKENS: usize = 8192;
+/// No text of so many bytes has fewer tokens.
+const MAX_SYSTEM_BYTES: usize = 64 * MAX_SYSTEM_TOKENS;
+
 /// What the engine keeps, and how much it takes on.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -153,6 +158,8 @@ struct Active {
     generation: Option<Generation>,
     options: GenerateOptions,
     n_known: u64,
+    /// The conversation as it was, for the case that nothing comes of this turn.
+    before: Option<Conversation>,
     events: UnboundedSender<Event>,
 }
 
@@ -184,25 +191,40 @@ impl Streams {
                     Err(TryRecvError::Disconnected) => break,
                 }
             }
-            self.active.retain(|active| !active.events.is_closed());
+            self.drop_abandoned();
             self.read_chunk();
             self.decode();
         }
     }
 
+    /// Ends the answers of clients that are gone; their conversations are as they were before.
+    fn drop_abandoned(&mut self) {
+        for at in (0..self.active.len()).rev() {
+            if self.active[at].events.is_closed() {
+                let active = self.active.remove(at);
+                self.resting.keep_some(active.before);
+            }
+        }
+    }
+
     /// Makes a stream of what is known, with the rest to be read.
     fn accept(&mut self, job: Job) {
+        if job.events.is_closed() {
+            return;
+        }
         let Job { system, turns, options, events } = job;
-        let conversation = match self.resting.take(system.as_deref(), &turns) {
-            Some(conversation) => conversation,
-            None => {
-                let (model, encoder) = (Arc::clone(&self.model), self.encoder.clone());
-                let config = self.config.session.clone();
-                match Session::with_system(model, encoder, config, system.as_deref()) {
-                    Ok(session) => Conversation { session, system, turns: Vec::new() },
-                    Err(error) => return tell(&events, Event::Failed(error.into())),
+        let (conversation, before, reading) = match self.resting.take(system.as_deref(), &turns) {
+            Some(known) => match known.branch() {
+                Ok(branch) => (branch, Some(known), None),
+                Err(error) => {
+                    self.resting.keep(known);
+                    return tell(&events, Event::Failed(error.into()));
                 }
-            }
+            },
+            None => match self.begin(system) {
+                Ok((conversation, prefill)) => (conversation, None, Some((prefill, false))),
+                Err(error) => return tell(&events, Event::Failed(error)),
+            },
         };
         let n_known = conversation.session.n_tokens();
         let new = &turns[conversation.turns.len()..];
@@ -213,16 +235,37 @@ impl Streams {
         });
         let to_read = to_read.collect();
         let conversation = Conversation { turns, ..conversation };
-        let (reading, generation) = (None, None);
         self.active.push(Active {
             conversation,
             to_read,
             reading,
-            generation,
+            generation: None,
             options,
             n_known,
+            before,
             events,
         });
+    }
+
+    /// A conversation of which nothing is known, and its system turn, which is to be read.
+    fn begin(&self, system: Option<String>) -> Result<(Conversation, Prefill), ApiError> {
+        let (model, encoder) = (Arc::clone(&self.model), self.encoder.clone());
+        let config = self.config.session.clone();
+        // All of it stays in the cache, so that its length is what a conversation costs.
+        let n_bytes = system.as_ref().map_or(0, String::len);
+        let too_long = || {
+            let message = format!("a system prompt may have {MAX_SYSTEM_TOKENS} tokens");
+            ApiError::invalid("messages", message)
+        };
+        if n_bytes > MAX_SYSTEM_BYTES {
+            return Err(too_long());
+        }
+        let system_tokens = Session::system_tokens(&model, system.as_deref())?;
+        if system_tokens > MAX_SYSTEM_TOKENS {
+            return Err(too_long());
+        }
+        let (session, prefill) = Session::before_system(model, encoder, config, system.as_deref())?;
+        Ok((Conversation { session, system, turns: Vec::new() }, prefill))
     }
 
     /// Reads one chunk of one turn; who reads next takes turns.
@@ -292,9 +335,11 @@ impl Streams {
         }
     }
 
-    /// A stream of which something could not be read is in a state that nobody knows: it goes.
+    /// A stream of which something could not be read is in a state that nobody knows: it goes, and
+    /// the conversation is as it was before.
     fn fail(&mut self, at: usize, error: SessionError) {
         let active = self.active.remove(at);
+        self.resting.keep_some(active.before);
         tell(&active.events, Event::Failed(error.into()));
     }
 }

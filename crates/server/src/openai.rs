@@ -16,8 +16,7 @@ use crate::error::ApiError;
 pub(crate) struct ChatRequest {
     pub(crate) model: Option<String>,
     messages: Vec<Message>,
-    #[serde(default)]
-    pub(crate) stream: bool,
+    stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
@@ -37,8 +36,7 @@ pub(crate) struct ChatRequest {
 
 #[derive(Debug, Deserialize)]
 struct StreamOptions {
-    #[serde(default)]
-    include_usage: bool,
+    include_usage: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,7 +108,11 @@ impl ChatRequest {
     }
 
     pub(crate) fn include_usage(&self) -> bool {
-        self.stream_options.as_ref().is_some_and(|options| options.include_usage)
+        self.stream_options.as_ref().is_some_and(|options| options.include_usage == Some(true))
+    }
+
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.stream == Some(true)
     }
 
     /// The system prompt, and the turns, of which the last is the user's.

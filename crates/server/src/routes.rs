@@ -3,18 +3,21 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use everstream_runtime::Sampler;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -108,8 +111,25 @@ async fn authorize(
     match (&shared.config.api_key, given) {
         (Some(key), Some(given)) if is_same(key, given) => next.run(request).await,
         (Some(_), _) => ApiError::unauthorized().into_response(),
+        // Without a key, a page whose name its owner has pointed here could ask and read.
+        (None, _) if !is_own_name(&headers) => ApiError::malformed(
+            StatusCode::FORBIDDEN,
+            "without an API key this server answers to localhost and to IP addresses only",
+        )
+        .into_response(),
         (None, _) => next.run(request).await,
     }
+}
+
+/// Whether the client calls this server by an address, or by the name that every machine has.
+fn is_own_name(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || address.parse::<IpAddr>().is_ok()
 }
 
 /// Compares in a time that depends on the lengths only.
@@ -133,8 +153,9 @@ async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
 
 async fn model(
     State(shared): State<Arc<Shared>>,
-    axum::extract::Path(id): axum::extract::Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::malformed(error.status(), error.body_text()))?;
     if id != shared.config.model {
         return Err(ApiError::malformed(
             StatusCode::NOT_FOUND,
@@ -147,12 +168,14 @@ async fn model(
 async fn chat(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
+    let body = body.map_err(|error| ApiError::malformed(error.status(), error.body_text()))?;
     let request: ChatRequest = parse(&headers, &body)?;
     request.check(&shared.config.model)?;
     let (system, turns) = request.conversation()?;
     let options = request.options(shared.engine.sampler, shared.engine.max_tokens);
+    Sampler::new(options.sampler)?;
     let (events, receiver) = unbounded_channel();
     shared.engine.submit(Job { system, turns, options, events })?;
     let number = shared.n_answers.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +184,7 @@ async fn chat(
         created: now(),
         model: shared.config.model.clone(),
     };
-    match request.stream {
+    match request.is_streamed() {
         true => Ok(stream(reply, receiver, request.include_usage())),
         false => whole(&reply, receiver).await,
     }

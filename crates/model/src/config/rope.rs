@@ -11,6 +11,14 @@ pub(crate) const SHORT_FACTORS: &str = "rope_factors_short.weight";
 /// And for longer ones.
 pub(crate) const LONG_FACTORS: &str = "rope_factors_long.weight";
 
+/// Settings of YaRN that are not computed with other values than these.
+const YARN_DEFAULTS: [(&str, f32); 4] = [
+    ("rope.scaling.yarn_ext_factor", 1.0),
+    ("rope.scaling.yarn_attn_factor", 1.0),
+    ("rope.scaling.attn_factor", 1.0),
+    ("rope.scaling.yarn_log_multiplier", 0.0),
+];
+
 /// How rotary frequencies differ from what their base says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
@@ -40,20 +48,23 @@ pub struct Yarn {
     pub factor: f32,
     /// The length before, in tokens.
     pub original_context: usize,
+    /// Pairs that turn more often than this within the original context stay as they are.
+    pub beta_fast: f32,
+    /// Pairs that turn less often than this are divided by the whole factor.
+    pub beta_slow: f32,
 }
 
 impl Yarn {
     /// What each of `n_pairs` frequencies of `base` is divided by.
     #[must_use]
     pub fn divisors(&self, base: f32, n_pairs: usize) -> Vec<f32> {
-        // Pairs that turn more often than 32 times within the original context stay; those that turn
-        // less than once are divided by the whole factor.
-        let pair_of = |turns: f64| {
-            let turn = self.original_context as f64 / (turns * 2.0 * std::f64::consts::PI);
+        let pair_of = |turns: f32| {
+            let turns = f64::from(turns) * 2.0 * std::f64::consts::PI;
+            let turn = self.original_context as f64 / turns;
             n_pairs as f64 * turn.ln() / f64::from(base).ln()
         };
-        let low = pair_of(32.0).floor().max(0.0);
-        let high = pair_of(1.0).ceil().min(2.0 * n_pairs as f64 - 1.0);
+        let low = pair_of(self.beta_fast).floor().max(0.0);
+        let high = pair_of(self.beta_slow).ceil().min(2.0 * n_pairs as f64 - 1.0);
         let divisor = |pair: usize| {
             let ramp = ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
             let frequency = 1.0 - ramp + ramp / f64::from(self.factor);
@@ -132,7 +143,17 @@ pub(super) fn scaling(keys: &Keys<'_>) -> Result<RopeScaling, LoadError> {
                 Some(length) => length,
                 None => keys.size("context_length", u32::MAX)?,
             };
-            Ok(RopeScaling::Yarn(Yarn { factor, original_context }))
+            // Variants of the method, which nobody's files were seen to use.
+            for (suffix, default) in YARN_DEFAULTS {
+                if let Some(value) = keys.factor(suffix)?.filter(|&value| value != default) {
+                    let detail = format!("`{}` is {value}", keys.key(suffix));
+                    return Err(keys.unsupported("this variant of YaRN", detail));
+                }
+            }
+            let beta = |suffix, default| Ok(keys.factor(suffix)?.unwrap_or(default));
+            let beta_fast = beta("rope.scaling.yarn_beta_fast", 32.0)?;
+            let beta_slow = beta("rope.scaling.yarn_beta_slow", 1.0)?;
+            Ok(RopeScaling::Yarn(Yarn { factor, original_context, beta_fast, beta_slow }))
         }
         (Some(ty), _) => Err(keys.unsupported(FEATURE, format!("`{type_key}` is {}", shown(ty)))),
     }

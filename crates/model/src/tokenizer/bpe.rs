@@ -13,6 +13,9 @@ use crate::gguf::{GgufFile, Value};
 
 const MERGES_KEY: &str = "tokenizer.ggml.merges";
 const SCORES_KEY: &str = "tokenizer.ggml.scores";
+/// Longest token that is put together from others, in bytes; real ones have some 50. All ways to cut
+/// a token are tried, which takes the square of its length.
+const MAX_PIECE_BYTES: usize = 1024;
 
 /// What two neighbours become.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +64,8 @@ impl Merges {
             scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b))
         });
         let (mut table, mut char_ids) = (HashMap::new(), HashMap::new());
-        for &id in &ordered {
+        let is_piece = |id: &&u32| vocab.bytes(**id).len() <= MAX_PIECE_BYTES;
+        for &id in ordered.iter().filter(is_piece) {
             let Ok(text) = std::str::from_utf8(vocab.bytes(id)) else { continue };
             let mut boundaries = text.char_indices();
             if let Some((_, first)) = boundaries.next()

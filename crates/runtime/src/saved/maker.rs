@@ -54,6 +54,18 @@ fn layout(model: &Model) -> [u8; 32] {
         hash.update((sliding.period.unwrap_or(0) as u64).to_le_bytes());
         hash.update(sliding.rope_base.to_le_bytes());
     }
+    for (name, value, usual) in [
+        ("embedding_scale", c.embedding_scale, 1.0),
+        ("residual_scale", c.residual_scale, 1.0),
+        ("attention_scale", c.attention_scale, 1.0 / (c.head_dim as f32).sqrt()),
+        ("attention_cap", c.attention_cap.unwrap_or(0.0), 0.0),
+        ("no_rope_period", c.no_rope_period.unwrap_or(0) as f32, 0.0),
+    ] {
+        if value != usual {
+            add(&mut hash, name.as_bytes());
+            hash.update(value.to_le_bytes());
+        }
+    }
     if c.rope_scaling != RopeScaling::None {
         add(&mut hash, format!("{:?}", c.rope_scaling).as_bytes());
     }
