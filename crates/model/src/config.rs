@@ -473,33 +473,20 @@ const SLIDING_WINDOW: &str = "attention.sliding_window";
 
 /// Which layers have a window of their own; files leave out what is alike in a whole family.
 fn sliding_window(keys: &Keys<'_>) -> Result<Option<SlidingWindow>, LoadError> {
-    let period = match keys.architecture {
-        Architecture::Gemma2 => Some(2),
-        Architecture::Gemma3 => Some(6),
-        Architecture::Phi3 => None,
+    let width = keys.find_u32(SLIDING_WINDOW)?;
+    let (width, period, base) = match keys.architecture {
+        Architecture::Gemma2 => (width.unwrap_or(4096), Some(2), "rope.freq_base"),
+        Architecture::Gemma3 => {
+            (keys.gguf.get_u32(&keys.key(SLIDING_WINDOW))?, Some(6), "rope.freq_base_swa")
+        }
+        Architecture::Phi3 => (width.unwrap_or(0), None, "rope.freq_base"),
         _ => return Ok(None),
     };
-    // Of Phi-4 it is 0: no layer slides.
-    let window_tokens = match keys.find_u32(SLIDING_WINDOW)? {
-        Some(width) => Some(width as usize).filter(|&width| width > 0),
-        None if keys.architecture == Architecture::Gemma2 => Some(4096),
-        None if keys.architecture == Architecture::Gemma3 => {
-            return Err(keys
-                .gguf
-                .get_u32(&keys.key(SLIDING_WINDOW))
-                .err()
-                .unwrap_or_else(|| keys.invalid(SLIDING_WINDOW, 0, "given".to_owned())));
-        }
-        None => None,
-    };
     let given = keys.find_size("attention.sliding_window_pattern", MAX_LAYERS)?;
-    let base = match keys.architecture {
-        Architecture::Gemma3 => "rope.freq_base_swa",
-        _ => "rope.freq_base",
-    };
     let rope_base = rope::base(keys, base)?;
-    Ok(window_tokens.map(|window_tokens| SlidingWindow {
-        window_tokens,
+    // Of Phi-4 the width is 0: no layer slides.
+    Ok((width > 0).then(|| SlidingWindow {
+        window_tokens: width as usize,
         period: period.map(|period| given.unwrap_or(period)),
         rope_base,
     }))

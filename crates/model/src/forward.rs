@@ -11,7 +11,7 @@ use everstream_kernels::{
     Activations, Product, Rotation, add_assign, dequantize, gated, matmul, rms_norm,
     rms_norm_in_place, soft_cap,
 };
-use everstream_kv_cache::{CacheError, KvCache, LayerKind, TokenPos};
+use everstream_kv_cache::{CacheError, KvCache, TokenPos};
 
 use crate::model::Model;
 
@@ -352,7 +352,8 @@ impl Model {
         let many = n_rows * c.n_kv_heads >= 8 * self.pool.n_threads();
         let heads_per_task = if many { group } else { 1 };
         let (task_dim, tasks_per_row) = (heads_per_task * hd, c.n_heads / heads_per_task);
-        let (queries, kind) = (&ws.queries, &self.kinds[self.kind_of[layer]]);
+        let queries = &ws.queries;
+        let is_sliding = self.kinds[self.kind_of[layer]].window_tokens.is_some();
         let mut out = ws.mixed.resize(n_rows, q_dim);
         let mut first = 0;
         for sequence in batch {
@@ -364,10 +365,7 @@ impl Model {
                 let at = (first + row) * q_dim + head * hd;
                 let forms = [0, 1].map(|form: usize| &queries[form][at..at + task_dim]);
                 let row = &rows[row];
-                let spans = match kind {
-                    LayerKind { window_tokens: Some(_), .. } => &row.sliding_spans,
-                    LayerKind { window_tokens: None, .. } => &row.spans,
-                };
+                let spans = if is_sliding { &row.sliding_spans } else { &row.spans };
                 buffers[head / group].attend(self.isa, spans, c.attention_cap, forms, scores, out);
             });
             first += rows.len();

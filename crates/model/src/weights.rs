@@ -244,6 +244,20 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// What rotary frequencies are divided by: one for each pair.
+    fn divisors(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let divisors = self.vector(name, self.config.rope_dim / 2, RopePairs::Halves)?;
+        match divisors.iter().find(|&&d| !d.is_finite() || d <= 0.0) {
+            None => Ok(divisors),
+            Some(wrong) => Err(LoadError::InvalidValue {
+                path: self.gguf.path().to_owned(),
+                key: name.to_owned(),
+                value: wrong.to_string(),
+                rule: "finite numbers above 0".to_owned(),
+            }),
+        }
+    }
+
     /// A tensor of the expected dimensions, contiguous one first.
     fn tensor(&self, name: &str, expected: &[usize]) -> Result<&'a TensorInfo, LoadError> {
         let info = self.gguf.tensor(name)?;
@@ -302,22 +316,6 @@ impl<'a> Source<'a> {
         let mut stored = vec![0.0; len];
         dequantize(self.weight_type(info)?, self.gguf.tensor_data(info), &mut stored);
         Ok((0..len).map(|i| stored[file_row(self.config, i, pairs)]).collect())
-    }
-}
-
-impl Source<'_> {
-    /// One for each rotary pair.
-    fn divisors(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let divisors = self.vector(name, self.config.rope_dim / 2, RopePairs::Halves)?;
-        match divisors.iter().find(|&&d| !d.is_finite() || d <= 0.0) {
-            None => Ok(divisors),
-            Some(wrong) => Err(LoadError::InvalidValue {
-                path: self.gguf.path().to_owned(),
-                key: name.to_owned(),
-                value: wrong.to_string(),
-                rule: "finite numbers above 0".to_owned(),
-            }),
-        }
     }
 }
 

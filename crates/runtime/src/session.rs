@@ -38,6 +38,21 @@ impl Prefill {
     pub fn new(tokens: Vec<u32>, origin: Origin) -> Self {
         Self { tokens, origin, n_read: 0 }
     }
+
+    /// The system turn of a model, its own if none is given.
+    ///
+    /// # Errors
+    ///
+    /// If the template refuses a system turn, or the vocabulary lacks a byte of it.
+    pub fn system(model: &Model, system: Option<&str>) -> Result<Self, SessionError> {
+        Ok(Self::new(system_tokens(model, system)?, Origin::turn(Role::System)))
+    }
+
+    /// Tokens in all.
+    #[must_use]
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
 }
 
 /// A stream with its cache and its memory.
@@ -167,35 +182,26 @@ impl Session {
         config: SessionConfig,
         system: Option<&str>,
     ) -> Result<Self, SessionError> {
-        let (mut session, mut prefill) = Self::before_system(model, embedder, config, system)?;
+        let mut prefill = Prefill::system(&model, system)?;
+        let mut session = Self::with_pinned(model, embedder, config, &prefill)?;
         while session.prefill(&mut prefill)? {}
         Ok(session)
     }
 
-    /// How many tokens the system turn of a stream has.
+    /// An empty stream whose first tokens, which are still to be read by [`Session::prefill`], will all
+    /// be sinks.
     ///
     /// # Errors
     ///
-    /// As [`Session::with_system`].
-    pub fn system_tokens(model: &Model, system: Option<&str>) -> Result<usize, SessionError> {
-        Ok(system_tokens(model, system)?.len())
-    }
-
-    /// As [`Session::with_system`], with the system turn still to be read by [`Session::prefill`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::with_system`].
-    pub fn before_system(
+    /// As [`Session::new`].
+    pub fn with_pinned(
         model: Arc<Model>,
         embedder: Option<Arc<dyn Embedder>>,
         mut config: SessionConfig,
-        system: Option<&str>,
-    ) -> Result<(Self, Prefill), SessionError> {
-        let tokens = system_tokens(&model, system)?;
-        config.n_sink = config.n_sink.max(tokens.len());
-        let session = Self::new(model, embedder, config)?;
-        Ok((session, Prefill::new(tokens, Origin::turn(Role::System))))
+        first: &Prefill,
+    ) -> Result<Self, SessionError> {
+        config.n_sink = config.n_sink.max(first.n_tokens());
+        Self::new(model, embedder, config)
     }
 
     /// Begins a user's turn: recalls what is relevant to it, then reads it. The model is to answer

@@ -52,18 +52,13 @@ impl Resting {
     /// Takes out the conversation with the longest past that `turns` begin with, and which has not
     /// all of them.
     pub(crate) fn take(&mut self, system: Option<&str>, turns: &[Turn]) -> Option<Conversation> {
-        let goes_on = |c: &&(usize, &Conversation)| {
-            c.1.system.as_deref() == system
-                && c.1.turns.len() < turns.len()
-                && turns.starts_with(&c.1.turns)
+        let goes_on = |c: &Conversation| {
+            c.system.as_deref() == system
+                && c.turns.len() < turns.len()
+                && turns.starts_with(&c.turns)
         };
-        let known = self.conversations.iter().enumerate();
-        let (at, _) = known
-            .collect::<Vec<_>>()
-            .iter()
-            .filter(goes_on)
-            .max_by_key(|c| c.1.turns.len())
-            .copied()?;
+        let known = self.conversations.iter().enumerate().filter(|(_, c)| goes_on(c));
+        let (at, _) = known.max_by_key(|(_, c)| c.turns.len())?;
         Some(self.conversations.remove(at))
     }
 

@@ -23,7 +23,7 @@ use crate::error::ApiError;
 
 /// Tokens of a system prompt at most; all of them stay in the cache.
 const MAX_SYSTEM_TOKENS: usize = 8192;
-/// No text of so many bytes has fewer tokens.
+/// And bytes, so that no megabytes are encoded to be counted.
 const MAX_SYSTEM_BYTES: usize = 64 * MAX_SYSTEM_TOKENS;
 
 /// What the engine keeps, and how much it takes on.
@@ -260,11 +260,11 @@ impl Streams {
         if n_bytes > MAX_SYSTEM_BYTES {
             return Err(too_long());
         }
-        let system_tokens = Session::system_tokens(&model, system.as_deref())?;
-        if system_tokens > MAX_SYSTEM_TOKENS {
+        let prefill = Prefill::system(&model, system.as_deref())?;
+        if prefill.n_tokens() > MAX_SYSTEM_TOKENS {
             return Err(too_long());
         }
-        let (session, prefill) = Session::before_system(model, encoder, config, system.as_deref())?;
+        let session = Session::with_pinned(model, encoder, config, &prefill)?;
         Ok((Conversation { session, system, turns: Vec::new() }, prefill))
     }
 

@@ -35,7 +35,7 @@ use slash::Line;
 const SAY_EVERY: Duration = Duration::from_secs(2);
 
 /// Exit code of a program that Ctrl-C has ended.
-const INTERRUPTED: i32 = 130;
+pub(super) const INTERRUPTED: i32 = 130;
 
 pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     // What can be wrong without a model is found before one is loaded.

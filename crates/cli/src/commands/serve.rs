@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use everstream_runtime::{Policy, Sampler};
 use everstream_server::{Engine, EngineConfig, ServerConfig, serve};
 
+use super::chat::INTERRUPTED;
 use crate::args::{Common, ServeArgs};
 use crate::{load, output};
 
@@ -47,7 +48,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     ctrlc::set_handler(move || match stop.take() {
         Some(stop) => drop(stop.send(())),
         // Asked a second time, before all answers were given.
-        None => std::process::exit(130),
+        None => std::process::exit(INTERRUPTED),
     })
     .context("cannot listen for Ctrl-C")?;
     let runtime =
