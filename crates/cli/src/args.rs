@@ -26,7 +26,7 @@ pub(crate) use memory::{
     ExportArgs, ImportArgs, MemoryAction, MemoryArgs, NamedSession, RemoveArgs, SearchArgs,
     ShowArgs,
 };
-pub(crate) use serve::ServeArgs;
+pub(crate) use serve::{KeyArgs, LogArg, ServeArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,6 +85,9 @@ pub(crate) enum Command {
     /// Serve conversations without end to any OpenAI client
     #[command(after_help = examples::SERVE)]
     Serve(ServeArgs),
+    /// Make a key for a server that several people use
+    #[command(after_help = examples::KEY)]
+    Key(KeyArgs),
     /// Score a text under one or more policies, on the same positions
     #[command(after_help = examples::PERPLEXITY)]
     Perplexity(PerplexityArgs),
@@ -522,9 +525,10 @@ impl SampleArgs {
                 min_p: self.min_p,
                 repeat_penalty: self.repeat_penalty,
                 seed: self.seed,
+                ..SamplerConfig::default()
             },
             stop: self.stop.clone(),
-            log_probs: false,
+            ..Default::default()
         }
     }
 }

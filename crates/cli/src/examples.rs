@@ -35,7 +35,16 @@ Examples:
 
 Any client of OpenAI's chat completions works with the base URL http://127.0.0.1:8080/v1. Clients send
 the whole conversation with each turn; of one that goes on only what is new is read, and what the
-cache has lost is recalled. See docs/SERVER.md.";
+cache has lost is recalled. A request with a field `session` sends what is new only, and goes on with a
+session that `everstream chat --session NAME` knows as well. See docs/SERVER.md.";
+
+pub(crate) const KEY: &str = "\
+Examples:
+  everstream key anna --keys keys
+  everstream serve --addr 0.0.0.0:8080 --keys keys
+
+The key is printed once; the file has its SHA-256. Whoever has a key sees their own conversations and
+sessions only. To take a key back, remove its line and start the server again.";
 
 pub(crate) const MEMORY: &str = "\
 Examples:

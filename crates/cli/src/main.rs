@@ -38,6 +38,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Generate(args) => commands::generate::run(&cli.common, args),
         Command::Memory(args) => commands::memory::run(&cli.common, args),
         Command::Serve(args) => commands::serve::run(&cli.common, args),
+        Command::Key(args) => commands::key::run(args),
         Command::Perplexity(args) => commands::perplexity::run(&cli.common, args),
         Command::Eval(args) => commands::eval::run(&cli.common, args),
         Command::Bench(args) => commands::bench::run(&cli.common, args),

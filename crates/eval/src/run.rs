@@ -462,7 +462,7 @@ impl Run<'_> {
         };
         let generated = session.generate(&options, &mut |_| ControlFlow::Continue(()))?;
         let n_probs = generated.log_probs.len();
-        let doubt = -generated.log_probs.iter().sum::<f64>() / n_probs as f64;
+        let doubt = -generated.log_probs.iter().map(|of| of.log_prob).sum::<f64>() / n_probs as f64;
         let scores = self.task.score(&generated.text, question);
         let last = question.evidence.iter().map(|&i| ends[i]).max();
         let asked_at = end_of(ends, question.after);

@@ -20,14 +20,19 @@ pub struct GenerateOptions {
     pub sampler: SamplerConfig,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Is added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Whether to say how likely each token was.
     pub log_probs: bool,
+    /// Of how many tokens to say that at each step, the most likely ones.
+    pub n_top: usize,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
         let sampler = SamplerConfig::default();
-        Self { max_tokens: 256, sampler, stop: Vec::new(), log_probs: false }
+        let (stop, logit_bias) = (Vec::new(), Vec::new());
+        Self { max_tokens: 256, sampler, stop, logit_bias, log_probs: false, n_top: 0 }
     }
 }
 
@@ -64,13 +69,32 @@ pub struct Generated {
     pub text: String,
     /// Its tokens, without the one that ended it.
     pub tokens: Vec<u32>,
-    /// If [`GenerateOptions::log_probs`] asked for it, the logarithm of the probability that the model gave to
-    /// each token, before temperature and penalties; one more than tokens if the model ended the answer.
-    pub log_probs: Vec<f64>,
+    /// If [`GenerateOptions::log_probs`] asked for it, how likely each token was; one more than tokens
+    /// if the model ended the answer.
+    pub log_probs: Vec<TokenLogProb>,
     /// Why it ended.
     pub stop: StopReason,
     /// Time of all decode steps.
     pub elapsed: Duration,
+}
+
+/// How likely a token was, before temperature and penalties.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogProb {
+    /// The token.
+    pub token: u32,
+    /// The logarithm of its probability.
+    pub log_prob: f64,
+    /// The [`GenerateOptions::n_top`] most likely tokens there, and the logarithms of their probabilities.
+    pub top: Vec<(u32, f64)>,
+}
+
+impl TokenLogProb {
+    /// How likely `token` is by these logits, `[vocab_size]`, and the `n_top` most likely ones.
+    #[must_use]
+    pub fn new(logits: &[f32], token: u32, n_top: usize) -> Self {
+        Self { token, log_prob: log_prob(logits, token), top: top_log_probs(logits, n_top) }
+    }
 }
 
 /// An answer in the making: which token comes next, and what has become text. Whoever drives it
@@ -82,7 +106,7 @@ pub struct Generation {
     options: GenerateOptions,
     sampler: Sampler,
     tokens: Vec<u32>,
-    log_probs: Vec<f64>,
+    log_probs: Vec<TokenLogProb>,
     stream: TextStream,
     text: StoppableText,
     stop: Option<StopReason>,
@@ -97,7 +121,7 @@ impl Generation {
     /// [`SessionError::Sampling`] for settings out of range.
     pub fn new(options: GenerateOptions) -> Result<Self, SessionError> {
         Ok(Self {
-            sampler: Sampler::new(options.sampler)?,
+            sampler: Sampler::new(options.sampler)?.with_bias(options.logit_bias.clone()),
             tokens: Vec::new(),
             log_probs: Vec::new(),
             stream: TextStream::new(),
@@ -131,7 +155,8 @@ impl Generation {
         let position = TokenPos(session.n_tokens());
         let token = self.sampler.sample(session.logits(), &self.tokens, position);
         if self.options.log_probs {
-            self.log_probs.push(log_prob(session.logits(), token));
+            let n_top = self.options.n_top;
+            self.log_probs.push(TokenLogProb::new(session.logits(), token, n_top));
         }
         if session.model().tokenizer().eos_ids().contains(&token) {
             self.stop = Some(StopReason::EndOfTurn);
@@ -158,6 +183,18 @@ impl Generation {
                 false => StopReason::Interrupted,
             });
         }
+    }
+
+    /// The tokens so far, without one that ended the answer.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How likely they were, if [`GenerateOptions::log_probs`] asked for it.
+    #[must_use]
+    pub fn log_probs(&self) -> &[TokenLogProb] {
+        &self.log_probs
     }
 
     /// What was generated; `receive` gets the rest of the text, unless it has stopped the answer.
@@ -254,6 +291,22 @@ impl Session {
 /// The logarithm of a token's probability.
 fn log_prob(logits: &[f32], token: u32) -> f64 {
     f64::from(logits[token as usize]) - log_sum_exp(logits)
+}
+
+/// The `n` most likely tokens with the logarithms of their probabilities, the most likely first.
+fn top_log_probs(logits: &[f32], n: usize) -> Vec<(u32, f64)> {
+    let n = n.min(logits.len());
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut tokens: Vec<u32> = (0u32..).take(logits.len()).collect();
+    let logit = |token: u32| logits[token as usize];
+    let order = |&a: &u32, &b: &u32| logit(b).total_cmp(&logit(a)).then(a.cmp(&b));
+    tokens.select_nth_unstable_by(n - 1, order);
+    tokens.truncate(n);
+    tokens.sort_unstable_by(order);
+    let total = log_sum_exp(logits);
+    tokens.into_iter().map(|token| (token, f64::from(logit(token)) - total)).collect()
 }
 
 /// Text that ends where a stop text begins.

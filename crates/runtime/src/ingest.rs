@@ -27,6 +27,41 @@ impl DocumentProgress {
     }
 }
 
+/// A document that is read chunk by chunk, by [`Session::ingest_next`].
+#[derive(Debug)]
+pub struct Ingest {
+    tokens: Vec<u32>,
+    n_read: usize,
+    /// Tokens that had been read before.
+    n_before: usize,
+    starts: Vec<usize>,
+    origin: Origin,
+}
+
+impl Ingest {
+    /// Tokens of the document that have been read.
+    #[must_use]
+    pub fn n_read(&self) -> usize {
+        self.n_read
+    }
+
+    /// Of these, those that had been read by an earlier [`Session::begin_ingest`].
+    #[must_use]
+    pub fn n_before(&self) -> usize {
+        self.n_before
+    }
+
+    /// Tokens of the document.
+    #[must_use]
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn is_read(&self) -> bool {
+        self.n_read == self.tokens.len()
+    }
+}
+
 impl Session {
     /// Reads text as it is, without template: a document, a log. `progress` hears how many tokens
     /// of the text have been read, and of how many; it may stop the reading.
@@ -52,16 +87,29 @@ impl Session {
     pub fn ingest_observed(
         &mut self,
         text: &str,
-        mut origin: Origin,
+        origin: Origin,
         mut observer: Option<&mut Observer<'_>>,
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
         self.end_document()?;
         let tokens = self.encode(text)?;
-        let n_read =
-            self.ingest_tokens(&tokens, 0, false, &mut origin, observer.take(), progress)?;
+        let n_tokens = tokens.len();
+        self.check_dense(n_tokens)?;
+        let starts = match observer {
+            None => self.document_starts(&tokens, 0, false)?,
+            Some(_) => Vec::new(),
+        };
+        let mut ingest = Ingest { tokens, n_read: 0, n_before: 0, starts, origin };
+        let mut read = Ok(());
+        while read.is_ok() && !ingest.is_read() {
+            read = self.ingest_chunk(&mut ingest, observer.as_deref_mut());
+            if read.is_ok() && progress(self, ingest.n_read, n_tokens).is_break() {
+                break;
+            }
+        }
+        self.predict_after(read)?;
         self.end_turn()?;
-        Ok(n_read)
+        Ok(ingest.n_read)
     }
 
     /// As [`Session::ingest`], but what was read of this document before is not read again: a
@@ -73,9 +121,30 @@ impl Session {
     pub fn ingest_rest(
         &mut self,
         text: &str,
-        mut origin: Origin,
+        origin: Origin,
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
+        let mut ingest = self.begin_ingest(text, origin)?;
+        while self.ingest_next(&mut ingest)? {
+            if progress(self, ingest.n_read, ingest.n_tokens()).is_break() {
+                self.stop_ingest()?;
+                return Ok(ingest.n_read - ingest.n_before);
+            }
+        }
+        if ingest.n_read > ingest.n_before {
+            let _ = progress(self, ingest.n_read, ingest.n_tokens());
+        }
+        Ok(ingest.n_read - ingest.n_before)
+    }
+
+    /// Begins to read a document, as [`Session::ingest_rest`] does; it is to be read by
+    /// [`Session::ingest_next`] before anything else is: for those who serve several streams and let
+    /// none wait for another's long document.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::ingest`].
+    pub fn begin_ingest(&mut self, text: &str, mut origin: Origin) -> Result<Ingest, SessionError> {
         let tokens = self.encode(text)?;
         let digest = DocumentProgress::digest(&origin, text);
         let at = match self.documents.iter().position(|document| document.digest == digest) {
@@ -83,22 +152,52 @@ impl Session {
             None => self.documents.len(),
         };
         let n_before = self.documents.get(at).map_or(0, |document| document.n_read as usize);
-        let Some(read) = tokens.get(..n_before).filter(|read| read.len() < tokens.len()) else {
+        if n_before >= tokens.len() {
             // It may have been stopped between the last token and the end of the turn.
             if self.reading == Some(at) {
                 self.end_turn()?;
             }
-            return Ok(0);
-        };
+            let n_before = tokens.len();
+            return Ok(Ingest { tokens, n_read: n_before, n_before, starts: Vec::new(), origin });
+        }
+        let read = &tokens[..n_before];
         read.iter().for_each(|&id| origin.move_past(self.model.tokenizer().token_bytes(id)));
         if self.reading.is_some_and(|reading| reading != at) {
             self.end_turn()?;
         }
         let goes_on = self.reading.is_some();
         self.begin_document(digest)?;
-        let n_read = self.ingest_tokens(&tokens, n_before, goes_on, &mut origin, None, progress)?;
-        self.end_turn()?;
-        Ok(n_read - n_before)
+        self.check_dense(tokens.len() - n_before)?;
+        let starts = self.document_starts(&tokens, n_before, goes_on)?;
+        Ok(Ingest { tokens, n_read: n_before, n_before, starts, origin })
+    }
+
+    /// Reads the next chunk of a document, and ends its turn when all of it was read. Returns whether
+    /// there is more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::ingest`].
+    pub fn ingest_next(&mut self, ingest: &mut Ingest) -> Result<bool, SessionError> {
+        if ingest.is_read() {
+            return Ok(false);
+        }
+        let read = self.ingest_chunk(ingest, None);
+        if read.is_err() || ingest.is_read() {
+            self.predict_after(read)?;
+            self.end_turn()?;
+        }
+        Ok(!ingest.is_read())
+    }
+
+    /// Ends a document where its reading stopped; [`Session::begin_ingest`] goes on there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::ingest`].
+    pub fn stop_ingest(&mut self) -> Result<(), SessionError> {
+        self.predict()?;
+        self.end_document()
     }
 
     /// Ends a document that reading stopped in: what comes now is not part of it.
@@ -117,51 +216,45 @@ impl Session {
         Ok(())
     }
 
-    /// Reads tokens from number `n_read` on; returns how many have been read then. A text that
-    /// `goes_on` is read as if it had never been stopped: nothing came in between.
-    fn ingest_tokens(
+    /// Which tokens of a document see nothing of the window before them, from number `n_read` on. A
+    /// text that `goes_on` is read as if it had never been stopped: nothing came in between.
+    fn document_starts(
         &mut self,
         tokens: &[u32],
-        mut n_read: usize,
+        n_read: usize,
         goes_on: bool,
-        origin: &mut Origin,
-        mut observer: Option<&mut Observer<'_>>,
-        progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
-    ) -> Result<usize, SessionError> {
-        self.check_dense(tokens.len() - n_read)?;
-        let mut starts = Vec::new();
-        if self.reads_apart() && observer.is_none() {
-            if self.sections().recalled > 0 {
-                // It would be seen.
-                self.log(|| Event::EndRecall)?;
-                self.end_recall();
-            }
-            starts = self.paragraph_starts(tokens);
-            starts.retain(|&start| start > n_read || start == n_read && goes_on);
-            if !goes_on {
-                starts.insert(0, n_read);
-            }
+    ) -> Result<Vec<usize>, SessionError> {
+        if !self.reads_apart() {
+            return Ok(Vec::new());
         }
-        let mut read = Ok(());
-        while read.is_ok() && n_read < tokens.len() {
-            let n = self.next_chunk(tokens.len() - n_read);
-            read = self.recall_for_chunk(&tokens[n_read..n_read + n]);
-            // A recall may leave room for a shorter chunk.
-            let n = self.next_chunk(n);
-            let chunk = &tokens[n_read..n_read + n];
-            if read.is_ok() {
-                let starts = within(&starts, &(n_read..n_read + n));
-                read = self.read_chunk(chunk, &starts, origin, observer.as_deref_mut());
-            }
-            if read.is_ok() {
-                n_read += n;
-                if progress(self, n_read, tokens.len()).is_break() {
-                    break;
-                }
-            }
+        if self.sections().recalled > 0 {
+            // It would be seen.
+            self.log(|| Event::EndRecall)?;
+            self.end_recall();
         }
-        self.predict_after(read)?;
-        Ok(n_read)
+        let mut starts = self.paragraph_starts(tokens);
+        starts.retain(|&start| start > n_read || start == n_read && goes_on);
+        if !goes_on {
+            starts.insert(0, n_read);
+        }
+        Ok(starts)
+    }
+
+    /// Reads one chunk of a document.
+    fn ingest_chunk(
+        &mut self,
+        ingest: &mut Ingest,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<(), SessionError> {
+        let rest = &ingest.tokens[ingest.n_read..];
+        let n = self.next_chunk(rest.len());
+        self.recall_for_chunk(&rest[..n])?;
+        // A recall may leave room for a shorter chunk.
+        let n = self.next_chunk(n);
+        let starts = within(&ingest.starts, &(ingest.n_read..ingest.n_read + n));
+        self.read_chunk(&rest[..n], &starts, &mut ingest.origin, observer)?;
+        ingest.n_read += n;
+        Ok(())
     }
 
     /// Whether paragraphs of documents do not see each other. `sink` does as `remember` does, for they

@@ -51,19 +51,22 @@ mod sampler;
 mod saved;
 mod session;
 mod together;
+mod turns;
 
 pub use config::{DocumentContext, Insertion, Policy, RecallConfig, SessionConfig};
 pub use error::SessionError;
 pub use footprint::CacheFootprint;
-pub use generate::{GenerateOptions, Generated, Generation, StopReason};
+pub use generate::{GenerateOptions, Generated, Generation, StopReason, TokenLogProb};
+pub use ingest::Ingest;
 pub use recalling::REPAIR_TOKENS;
 pub use recorder::Origin;
 pub use sampler::{Sampler, SamplerConfig};
 pub use saved::{
     Geometry, Resumed, SAVE_TOKENS, Storage, damaged_files, log_forgotten, saved_geometry,
 };
-pub use session::{Observer, Prefill, Session, Timings, encode};
+pub use session::{Observer, Session, Timings, encode};
 pub use together::{Step, append_each};
+pub use turns::Prefill;
 
 pub use everstream_kernels as kernels;
 pub use everstream_kv_cache as kv_cache;

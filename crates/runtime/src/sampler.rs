@@ -18,6 +18,10 @@ pub struct SamplerConfig {
     /// Divides positive logits of tokens that were generated recently, multiplies negative ones
     /// (Keskar et al., "CTRL", 2019, arXiv:1909.05858, section 4.1); 1 changes nothing.
     pub repeat_penalty: f32,
+    /// Is taken from the logit of a token for each time that the answer has it already; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// Is taken once from the logit of a token that the answer has already; 0 changes nothing.
+    pub presence_penalty: f32,
     /// Seed of the random numbers. Each position of the stream has its own, so that a stream which
     /// is continued later draws what it would have drawn.
     pub seed: u64,
@@ -25,7 +29,16 @@ pub struct SamplerConfig {
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 0,
+        }
     }
 }
 
@@ -36,7 +49,11 @@ const PENALTY_TOKENS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,
-    /// Logits after penalties, then probabilities, with their tokens; reused.
+    /// Is added to the logits of tokens.
+    bias: Vec<(u32, f32)>,
+    /// Logits after penalties and bias; reused.
+    adjusted: Vec<f32>,
+    /// Logits, then probabilities, with their tokens; reused.
     candidates: Vec<(f64, u32)>,
 }
 
@@ -57,32 +74,30 @@ impl Sampler {
             ),
             ("min-p", config.min_p, (0.0..=1.0).contains(&config.min_p), "from 0 to 1"),
             ("repeat-penalty", config.repeat_penalty, config.repeat_penalty > 0.0, "above 0"),
+            ("frequency_penalty", config.frequency_penalty, true, "a number"),
+            ("presence_penalty", config.presence_penalty, true, "a number"),
         ];
         for (what, value, is_good, rule) in checks {
             if !is_good || !value.is_finite() {
                 return Err(SessionError::Sampling { what, value, rule });
             }
         }
-        Ok(Self { config, candidates: Vec::new() })
+        Ok(Self { config, bias: Vec::new(), adjusted: Vec::new(), candidates: Vec::new() })
+    }
+
+    /// Adds to the logits of these tokens; those that the vocabulary does not have are ignored.
+    #[must_use]
+    pub fn with_bias(self, bias: Vec<(u32, f32)>) -> Self {
+        Self { bias, ..self }
     }
 
     /// The token at `position`, given the logits and the tokens generated so far. Among equals the
     /// lower token wins, so the result does not depend on the order of a sort. A logit that is not
     /// a number is never chosen before one that is.
     pub fn sample(&mut self, logits: &[f32], generated: &[u32], position: TokenPos) -> u32 {
-        let recent = &generated[generated.len().saturating_sub(PENALTY_TOKENS)..];
-        let penalty = self.config.repeat_penalty;
-        let penalised = |(token, &logit): (usize, &f32)| {
-            let token = token as u32;
-            let logit = if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) };
-            let repeated = penalty != 1.0 && recent.contains(&token);
-            match repeated {
-                false => (logit, token),
-                true if logit > 0.0 => (logit / penalty, token),
-                true => (logit * penalty, token),
-            }
-        };
-        let all = logits.iter().enumerate().map(penalised);
+        let is_adjusted = self.adjust(logits, generated);
+        let logits = if is_adjusted { &self.adjusted } else { logits };
+        let all = logits.iter().map(|&logit| finite(logit)).zip(0u32..);
         if self.config.temperature == 0.0 {
             return all.reduce(|best, x| if x.0 > best.0 { x } else { best }).map_or(0, |x| x.1);
         }
@@ -92,6 +107,43 @@ impl Sampler {
         // An odd factor keeps seeds apart: no two of them give a position the same numbers.
         let seed = self.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ position.0;
         self.draw(fastrand::Rng::with_seed(seed).f64())
+    }
+
+    /// Makes the logits with penalties and bias, if there are any.
+    fn adjust(&mut self, logits: &[f32], generated: &[u32]) -> bool {
+        let c = self.config;
+        let by_count = c.frequency_penalty != 0.0 || c.presence_penalty != 0.0;
+        if c.repeat_penalty == 1.0 && !by_count && self.bias.is_empty() {
+            return false;
+        }
+        self.adjusted.clear();
+        self.adjusted.extend(logits.iter().map(|&logit| finite(logit)));
+        if c.repeat_penalty != 1.0 {
+            let mut recent = generated[generated.len().saturating_sub(PENALTY_TOKENS)..].to_vec();
+            recent.sort_unstable();
+            recent.dedup();
+            for token in recent {
+                let logit = &mut self.adjusted[token as usize];
+                *logit = match *logit > 0.0 {
+                    true => *logit / c.repeat_penalty,
+                    false => *logit * c.repeat_penalty,
+                };
+            }
+        }
+        if by_count {
+            let mut sorted = generated.to_vec();
+            sorted.sort_unstable();
+            for same in sorted.chunk_by(|a, b| a == b) {
+                self.adjusted[same[0] as usize] -=
+                    c.frequency_penalty * same.len() as f32 + c.presence_penalty;
+            }
+        }
+        for &(token, bias) in &self.bias {
+            if let Some(logit) = self.adjusted.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        true
     }
 
     /// Leaves the candidates that top-k, top-p and min-p keep, most likely first, with their
@@ -138,6 +190,11 @@ impl Sampler {
     }
 }
 
+/// A logit as a number that can be compared: one that is none comes last.
+fn finite(logit: f32) -> f32 {
+    if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +207,8 @@ mod tests {
         min_p: 0.0,
         repeat_penalty: 1.0,
         seed: 3,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
     };
 
     fn draw(config: SamplerConfig, logits: &[f32], n: u64) -> Vec<u32> {
@@ -176,6 +235,28 @@ mod tests {
         assert_eq!(greedy(&[2.0, 1.5], &generated, 2.0), 1);
         generated.push(7);
         assert_eq!(greedy(&[2.0, 1.5], &generated, 2.0), 0);
+    }
+
+    #[test]
+    fn penalties_by_count_and_bias_are_added() {
+        let sample = |config: SamplerConfig, bias: &[(u32, f32)], generated: &[u32]| {
+            let mut sampler = Sampler::new(config).unwrap().with_bias(bias.to_vec());
+            sampler.sample(&[2.0, 1.5, 1.0], generated, TokenPos(0))
+        };
+        let default = SamplerConfig::default();
+        let frequency = SamplerConfig { frequency_penalty: 0.2, ..default };
+        // Twice is not enough, three times are.
+        assert_eq!(sample(frequency, &[], &[0, 0]), 0);
+        assert_eq!(sample(frequency, &[], &[0, 1, 0, 0]), 0);
+        assert_eq!(sample(frequency, &[], &[0, 2, 0, 0]), 1);
+        let presence = SamplerConfig { presence_penalty: 0.6, ..default };
+        assert_eq!(sample(presence, &[], &[]), 0);
+        assert_eq!(sample(presence, &[], &[0]), 1);
+        assert_eq!(sample(presence, &[], &[0, 0, 1]), 0);
+        assert_eq!(sample(SamplerConfig { presence_penalty: -1.0, ..default }, &[], &[2]), 0);
+        assert_eq!(sample(SamplerConfig { presence_penalty: -1.1, ..default }, &[], &[2]), 2);
+        assert_eq!(sample(default, &[(2, 1.1)], &[]), 2);
+        assert_eq!(sample(default, &[(0, -100.0), (1, -100.0), (99, 100.0)], &[]), 2);
     }
 
     #[test]
@@ -234,7 +315,8 @@ mod tests {
         let mut logits = vec![0.0f32; 150_000];
         logits[149_999] = -1e4;
         assert!(draw(OPEN, &logits, 300).iter().all(|&t| t != 149_999));
-        let s = Sampler { config: OPEN, candidates: vec![(0.75, 4), (0.25, 5), (0.0, 6)] };
+        let mut s = Sampler::new(OPEN).unwrap();
+        s.candidates = vec![(0.75, 4), (0.25, 5), (0.0, 6)];
         assert_eq!([s.draw(0.0), s.draw(0.74), s.draw(0.76), s.draw(1.0)], [4, 4, 5, 4]);
     }
 

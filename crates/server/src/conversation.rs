@@ -1,11 +1,17 @@
 //! Which known conversation a request goes on with.
 //!
 //! A request has all turns. A conversation that the server has answered before is known by its
-//! system prompt and by what was said, word for word; the longest one that the request begins with is
-//! continued. Anything else (an answer that the client has changed, a turn that was edited) has no
-//! known past and is read from its beginning.
+//! owner, its system prompt and by what was said, word for word; the longest one that the request
+//! begins with is continued. Each is also kept as it was before its last turn, so that a turn can be
+//! said in other words, or answered once more. Anything else (an answer that the client has changed,
+//! an older turn that was edited) has no known past and is read from its beginning.
+
+use std::sync::Arc;
 
 use everstream_runtime::{Session, SessionError};
+
+/// Whose key a request carries; empty if there is but one, or none.
+pub(crate) type Owner = Arc<str>;
 
 /// Who said something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,59 +27,101 @@ pub(crate) struct Turn {
     pub(crate) text: String,
 }
 
+/// What a conversation is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Past {
+    pub(crate) owner: Owner,
+    pub(crate) system: Option<String>,
+    pub(crate) turns: Vec<Turn>,
+}
+
+impl Past {
+    /// Whether it goes on with `other`, by at least a turn.
+    fn goes_on_with(&self, other: &Self) -> bool {
+        self.owner == other.owner
+            && self.system == other.system
+            && other.turns.len() < self.turns.len()
+            && self.turns.starts_with(&other.turns)
+    }
+}
+
 /// A stream, and what was said in it.
 #[derive(Debug)]
 pub(crate) struct Conversation {
     pub(crate) session: Session,
-    pub(crate) system: Option<String>,
-    pub(crate) turns: Vec<Turn>,
+    pub(crate) past: Past,
 }
 
 impl Conversation {
     /// The same conversation, to be continued apart from this one.
     pub(crate) fn branch(&self) -> Result<Self, SessionError> {
-        let (system, turns) = (self.system.clone(), self.turns.clone());
-        Ok(Self { session: self.session.branch()?, system, turns })
+        Ok(Self { session: self.session.branch()?, past: self.past.clone() })
     }
+
+    /// Bytes of its keys and values.
+    fn bytes(&self) -> u64 {
+        let (rotated, raw) = self.session.cache_bytes();
+        let stored = self.session.memory().map_or(0, |memory| memory.stats().kv_bytes);
+        (rotated + raw + stored) as u64
+    }
+}
+
+/// How many conversations rest, and how large they may be together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RestingLimits {
+    pub(crate) n_conversations: usize,
+    pub(crate) n_bytes: u64,
 }
 
 /// Conversations that rest, the one that was used last at the end.
 #[derive(Debug)]
 pub(crate) struct Resting {
     conversations: Vec<Conversation>,
-    capacity: usize,
+    /// Conversations as they were before their last turn.
+    earlier: Vec<Conversation>,
+    limits: RestingLimits,
 }
 
 impl Resting {
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self { conversations: Vec::new(), capacity }
+    pub(crate) fn new(limits: RestingLimits) -> Self {
+        Self { conversations: Vec::new(), earlier: Vec::new(), limits }
     }
 
-    /// Takes out the conversation with the longest past that `turns` begin with, and which has not
-    /// all of them.
-    pub(crate) fn take(&mut self, system: Option<&str>, turns: &[Turn]) -> Option<Conversation> {
-        let goes_on = |c: &Conversation| {
-            c.system.as_deref() == system
-                && c.turns.len() < turns.len()
-                && turns.starts_with(&c.turns)
+    /// Conversations that rest.
+    pub(crate) fn len(&self) -> usize {
+        self.conversations.len()
+    }
+
+    /// Takes out the conversation with the longest past that `past` goes on with.
+    pub(crate) fn take(&mut self, past: &Past) -> Option<Conversation> {
+        let longest = |of: &[Conversation]| {
+            let known = of.iter().enumerate().filter(|(_, c)| past.goes_on_with(&c.past));
+            known.map(|(at, c)| (c.past.turns.len(), at)).max()
         };
-        let known = self.conversations.iter().enumerate().filter(|(_, c)| goes_on(c));
-        let (at, _) = known.max_by_key(|(_, c)| c.turns.len())?;
-        Some(self.conversations.remove(at))
-    }
-
-    /// Keeps a conversation, if there is one.
-    pub(crate) fn keep_some(&mut self, conversation: Option<Conversation>) {
-        if let Some(conversation) = conversation {
-            self.keep(conversation);
+        match (longest(&self.conversations), longest(&self.earlier)) {
+            (Some((n, at)), earlier) if earlier.is_none_or(|(n_earlier, _)| n_earlier <= n) => {
+                Some(self.conversations.remove(at))
+            }
+            (_, Some((_, at))) => Some(self.earlier.remove(at)),
+            (_, None) => None,
         }
     }
 
-    /// Keeps a conversation; the one that has rested longest is forgotten if there are too many.
-    pub(crate) fn keep(&mut self, conversation: Conversation) {
+    /// Keeps a conversation, and how it was before its last turn if that is known. Those that have
+    /// rested longest are forgotten if there are too many; the newest stays however large it is.
+    pub(crate) fn keep(&mut self, conversation: Conversation, before: Option<Conversation>) {
         self.conversations.push(conversation);
-        while self.conversations.len() > self.capacity {
-            self.conversations.remove(0);
-        }
+        self.earlier.extend(before);
+        let RestingLimits { n_conversations, n_bytes } = self.limits;
+        forget_oldest(&mut self.conversations, n_conversations, n_bytes);
+        // What both have in common is in memory once; the caches are not.
+        forget_oldest(&mut self.earlier, n_conversations, n_bytes);
+    }
+}
+
+fn forget_oldest(conversations: &mut Vec<Conversation>, n: usize, n_bytes: u64) {
+    let mut bytes: u64 = conversations.iter().map(Conversation::bytes).sum();
+    while conversations.len() > 1 && (conversations.len() > n || bytes > n_bytes) {
+        bytes -= conversations.remove(0).bytes();
     }
 }

@@ -1,30 +1,29 @@
 //! The thread on which all streams live.
 //!
-//! It goes round: take what has been asked, read one chunk of one turn, take one decode step of
+//! It goes round: take what has been asked, read one chunk of one text, take one decode step of
 //! every stream that generates. So a long turn of one client delays the answers of others by a chunk
 //! at a time, and several answers cost one pass over the weights.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
 
-use everstream_runtime::memory::{Embedder, Role};
+use everstream_runtime::memory::Embedder;
 use everstream_runtime::model::{Model, Workspace};
 use everstream_runtime::{
-    GenerateOptions, Generated, Generation, Origin, Prefill, SamplerConfig, Session, SessionConfig,
-    SessionError, Step, append_each,
+    GenerateOptions, Generated, SamplerConfig, Session, SessionConfig, Step, TokenLogProb,
+    append_each,
 };
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::conversation::{Conversation, Resting, Speaker, Turn};
+use crate::active::{Active, Home, Next};
+use crate::conversation::{Conversation, Owner, Past, Resting, RestingLimits, Turn};
 use crate::error::ApiError;
-
-/// Tokens of a system prompt at most; all of them stay in the cache.
-const MAX_SYSTEM_TOKENS: usize = 8192;
-/// And bytes, so that no megabytes are encoded to be counted.
-const MAX_SYSTEM_BYTES: usize = 64 * MAX_SYSTEM_TOKENS;
+use crate::metrics::Metrics;
+use crate::saved::{Absent, SavedConfig, SavedSessions, SessionId, check_system};
 
 /// What the engine keeps, and how much it takes on.
 #[derive(Clone, Debug)]
@@ -37,51 +36,100 @@ pub struct EngineConfig {
     pub max_tokens: usize,
     /// Conversations that are kept for their next turn.
     pub max_resting: NonZeroUsize,
+    /// Bytes of their keys and values; the newest is kept however large it is.
+    pub max_resting_bytes: u64,
     /// Answers that are worked on at once; more wait.
     pub max_active: NonZeroUsize,
     /// Requests that wait; more are refused.
     pub max_waiting: NonZeroUsize,
+    /// Where sessions with a name live; `None` refuses them.
+    pub saved: Option<SavedConfig>,
 }
 
 /// A handle to the thread; it ends when the last handle is dropped and all answers are given.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    jobs: SyncSender<Job>,
+    messages: Sender<Message>,
+    /// Places for those who wait.
+    places: Arc<Semaphore>,
+    pub(crate) model: Arc<Model>,
+    pub(crate) encoder: Option<Arc<dyn Embedder>>,
     pub(crate) sampler: SamplerConfig,
     pub(crate) max_tokens: usize,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
-/// A turn to be answered.
+/// What the thread is told.
+enum Message {
+    Job(Job, OwnedSemaphorePermit),
+    /// Something short, which does not wait for its turn.
+    Command(Box<dyn FnOnce(&mut Streams) + Send>),
+}
+
+/// Something to be read, and perhaps answered.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) system: Option<String>,
-    /// The last one is the user's.
-    pub(crate) turns: Vec<Turn>,
+    pub(crate) task: Task,
     pub(crate) options: GenerateOptions,
     pub(crate) events: UnboundedSender<Event>,
 }
 
-/// What a client hears of its turn, in this order.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// A conversation whose last turn is the user's and is to be answered.
+    Turn(Past),
+    /// A turn in a session with a name; `system` is for a new one.
+    SessionTurn { id: SessionId, system: Option<String>, text: String },
+    /// A text that is to go on; `echo` asks how likely its own tokens were.
+    Completion { tokens: Vec<u32>, echo: bool },
+    /// A text that a session with a name is to know.
+    Document { id: SessionId, file: String, text: String },
+}
+
+/// What a client hears of its job, in this order.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The turn was read; the answer begins.
+    /// How much of a document has been read, and of how much.
+    Read { n_read: usize, n_tokens: usize },
+    /// The text was read; the answer begins.
     Begun(Begun),
     /// A piece of the answer.
-    Text(String),
+    Text(Piece),
     /// The answer has ended.
     Ended(Generated),
+    /// The document was read.
+    DocumentEnded(DocumentEnd),
     /// Nothing more will come.
     Failed(ApiError),
 }
 
+/// A piece of an answer, and how likely its tokens were if that was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    pub(crate) log_probs: Vec<TokenLogProb>,
+}
+
+/// What came of a document.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DocumentEnd {
+    pub(crate) n_tokens: usize,
+    /// Of these, what had been read by an earlier request.
+    pub(crate) n_known: usize,
+    /// Tokens of the stream.
+    pub(crate) n_stream: u64,
+}
+
 /// What there was before the answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Begun {
     /// Tokens of the stream.
     pub(crate) n_tokens: u64,
     /// Those that had been read before the request.
     pub(crate) n_known: u64,
     pub(crate) recalled: Vec<Recalled>,
+    /// How likely the prompt's tokens were, if that was asked for: all but the first.
+    pub(crate) log_probs: Vec<TokenLogProb>,
 }
 
 /// A part of the past that was put back.
@@ -93,17 +141,17 @@ pub(crate) struct Recalled {
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts the thread. Whoever waits for it to end knows that all sessions are saved.
     ///
     /// # Errors
     ///
-    /// [`SessionError`] if no stream could be made with these settings, and
-    /// [`std::io::Error`] if there is no thread to be had.
+    /// [`SessionError`](everstream_runtime::SessionError) if no stream could be made with these
+    /// settings, and [`std::io::Error`] if there is no thread to be had.
     pub fn start(
         model: Arc<Model>,
         encoder: Option<Arc<dyn Embedder>>,
         config: EngineConfig,
-    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(Self, JoinHandle<()>), Box<dyn std::error::Error + Send + Sync>> {
         // Whatever is wrong with the settings is said before anything listens.
         drop(Session::with_system(
             Arc::clone(&model),
@@ -111,173 +159,267 @@ impl Engine {
             config.session.clone(),
             None,
         )?);
-        let (sender, jobs) = sync_channel(config.max_waiting.get());
-        let engine = Self { jobs: sender, sampler: config.sampler, max_tokens: config.max_tokens };
+        let (sender, messages) = channel();
+        let metrics = Arc::new(Metrics::default());
+        let engine = Self {
+            messages: sender,
+            places: Arc::new(Semaphore::new(config.max_waiting.get())),
+            model: Arc::clone(&model),
+            encoder: encoder.clone(),
+            sampler: config.sampler,
+            max_tokens: config.max_tokens,
+            metrics: Arc::clone(&metrics),
+        };
+        let limits = RestingLimits {
+            n_conversations: config.max_resting.get(),
+            n_bytes: config.max_resting_bytes,
+        };
+        let saved = SavedSessions::new(
+            config.saved.clone(),
+            Arc::clone(&model),
+            encoder.clone(),
+            &config.session,
+        );
         let streams = Streams {
-            resting: Resting::new(config.max_resting.get()),
+            waiting: VecDeque::new(),
             active: Vec::new(),
+            resting: Resting::new(limits),
+            saved,
             next: 0,
             workspace: Workspace::default(),
             model,
             encoder,
             config,
+            metrics,
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("everstream-engine".to_owned())
-            .spawn(move || streams.run(&jobs))?;
-        Ok(engine)
+            .spawn(move || streams.run(&messages))?;
+        Ok((engine, thread))
     }
 
-    /// Queues a turn.
+    /// Queues a job.
     pub(crate) fn submit(&self, job: Job) -> Result<(), ApiError> {
-        self.jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => ApiError::busy(),
-            TrySendError::Disconnected(_) => ApiError::stopped(),
-        })
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ApiError::busy())?;
+        self.messages.send(Message::Job(job, place)).map_err(|_| ApiError::stopped())
     }
-}
 
-/// What is still to be read before the answer begins.
-#[derive(Debug)]
-enum ToRead {
-    /// A turn that has its answer.
-    Past(String),
-    /// That answer.
-    Answer(String),
-    /// The turn to be answered.
-    Turn(String),
-}
-
-/// A stream that is being worked on.
-#[derive(Debug)]
-struct Active {
-    conversation: Conversation,
-    to_read: VecDeque<ToRead>,
-    /// What is being read, and whether an answer is to be closed behind it.
-    reading: Option<(Prefill, bool)>,
-    generation: Option<Generation>,
-    options: GenerateOptions,
-    n_known: u64,
-    /// The conversation as it was, for the case that nothing comes of this turn.
-    before: Option<Conversation>,
-    events: UnboundedSender<Event>,
+    /// What `ask` finds on the thread. It must be short: everybody waits for it.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut Streams) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (sender, answer) = oneshot::channel();
+        let command = move |streams: &mut Streams| drop(sender.send(ask(streams)));
+        let sent = self.messages.send(Message::Command(Box::new(command)));
+        sent.map_err(|_| ApiError::stopped())?;
+        answer.await.map_err(|_| ApiError::stopped())?
+    }
 }
 
 /// The state of the thread.
 #[derive(Debug)]
-struct Streams {
-    resting: Resting,
+pub(crate) struct Streams {
+    /// With their places in the queue, which end with their waiting.
+    waiting: VecDeque<(Job, OwnedSemaphorePermit)>,
     active: Vec<Active>,
+    resting: Resting,
+    pub(crate) saved: SavedSessions,
     /// Whose turn it is to read.
     next: usize,
     workspace: Workspace,
     model: Arc<Model>,
     encoder: Option<Arc<dyn Embedder>>,
     config: EngineConfig,
+    metrics: Arc<Metrics>,
 }
 
 impl Streams {
-    fn run(mut self, jobs: &Receiver<Job>) {
-        loop {
-            while self.active.len() < self.config.max_active.get() {
-                let job = match self.active.is_empty() {
-                    true => jobs.recv().map_err(|_| TryRecvError::Disconnected),
-                    false => jobs.try_recv(),
-                };
-                match job {
-                    Ok(job) => self.accept(job),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) if self.active.is_empty() => return,
-                    Err(TryRecvError::Disconnected) => break,
-                }
-            }
+    fn run(mut self, messages: &Receiver<Message>) {
+        while self.listen(messages) {
             self.drop_abandoned();
+            self.accept_waiting();
             self.read_chunk();
             self.decode();
+            self.count();
+        }
+        if let Err(error) = self.saved.save_all() {
+            tracing::error!(
+                "not all sessions are saved as they are, and will be replayed: {error}"
+            );
         }
     }
 
-    /// Ends the answers of clients that are gone; their conversations are as they were before.
-    fn drop_abandoned(&mut self) {
-        for at in (0..self.active.len()).rev() {
-            if self.active[at].events.is_closed() {
-                let active = self.active.remove(at);
-                self.resting.keep_some(active.before);
+    /// Takes what has been asked; waits for something if there is nothing to do. Returns whether to
+    /// go on.
+    fn listen(&mut self, messages: &Receiver<Message>) -> bool {
+        loop {
+            let is_idle = self.active.is_empty() && self.waiting.is_empty();
+            let message = match is_idle {
+                true => messages.recv().map_err(|_| TryRecvError::Disconnected),
+                false => messages.try_recv(),
+            };
+            match message {
+                Ok(Message::Job(job, place)) => self.waiting.push_back((job, place)),
+                Ok(Message::Command(command)) => command(self),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return !is_idle,
             }
+        }
+    }
+
+    /// Ends the answers of clients that are gone; their conversations are as they were before, and
+    /// sessions with a name keep what was read and said.
+    fn drop_abandoned(&mut self) {
+        self.waiting.retain(|(job, _)| !job.events.is_closed());
+        for at in (0..self.active.len()).rev() {
+            if self.active[at].is_abandoned() {
+                let active = self.active.remove(at);
+                self.abandon(active);
+            }
+        }
+    }
+
+    fn abandon(&mut self, active: Active) {
+        let Active { mut session, home, .. } = active;
+        match home {
+            Home::Conversation { before: Some(before), .. } => self.resting.keep(before, None),
+            Home::Conversation { .. } | Home::Nowhere => {}
+            Home::Saved(id) => {
+                let ended = match session.awaits_answer() {
+                    true => session.close_answer(),
+                    false => session.stop_ingest(),
+                };
+                match ended {
+                    Ok(()) => self.saved.put(id, session),
+                    // It is opened again as its journal says.
+                    Err(error) => tracing::error!("session {:?}: {error}", id.name),
+                }
+            }
+        }
+    }
+
+    /// Begins with those that wait, as long as there is room. Of one session one turn at a time is
+    /// worked on.
+    fn accept_waiting(&mut self) {
+        while self.active.len() < self.config.max_active.get() {
+            let is_free = |job: &Job| job.task.session().is_none_or(|id| !self.is_active(id));
+            let Some(at) = self.waiting.iter().position(|(job, _)| is_free(job)) else { return };
+            let Some((job, _)) = self.waiting.remove(at) else { return };
+            let events = job.events.clone();
+            match self.accept(job) {
+                Ok(active) => self.active.push(active),
+                Err(error) => drop(events.send(Event::Failed(error))),
+            }
+        }
+    }
+
+    /// Whether a session is being worked on.
+    pub(crate) fn is_active(&self, id: &SessionId) -> bool {
+        self.active.iter().any(|active| matches!(&active.home, Home::Saved(of) if of == id))
+    }
+
+    /// What `look` finds in a session, whether it is worked on, open or on disk.
+    pub(crate) fn look<T>(
+        &mut self,
+        id: &SessionId,
+        look: impl FnOnce(&mut Session) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let is_it = |active: &&mut Active| matches!(&active.home, Home::Saved(of) if of == id);
+        if let Some(active) = self.active.iter_mut().find(is_it) {
+            return look(&mut active.session);
+        }
+        let mut session = self.saved.take(id, Absent::Refuse)?;
+        let found = look(&mut session);
+        self.saved.put(id.clone(), session);
+        found
+    }
+
+    /// As [`look`](Self::look), for what would change a stream under the hands of who works on it.
+    pub(crate) fn change<T>(
+        &mut self,
+        id: &SessionId,
+        change: impl FnOnce(&mut Session) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        self.check_idle(id)?;
+        self.look(id, change)
+    }
+
+    /// Refuses what cannot be done to a session that is being worked on.
+    pub(crate) fn check_idle(&self, id: &SessionId) -> Result<(), ApiError> {
+        match self.is_active(id) {
+            true => Err(ApiError::conflict(format!(
+                "session {:?} is reading or answering: try again when it has ended",
+                id.name
+            ))),
+            false => Ok(()),
         }
     }
 
     /// Makes a stream of what is known, with the rest to be read.
-    fn accept(&mut self, job: Job) {
-        if job.events.is_closed() {
-            return;
-        }
-        let Job { system, turns, options, events } = job;
-        let (conversation, before, reading) = match self.resting.take(system.as_deref(), &turns) {
-            Some(known) => match known.branch() {
-                Ok(branch) => (branch, Some(known), None),
-                Err(error) => {
-                    self.resting.keep(known);
-                    return tell(&events, Event::Failed(error.into()));
+    fn accept(&mut self, job: Job) -> Result<Active, ApiError> {
+        let Job { task, options, events } = job;
+        match task {
+            Task::Turn(past) => match self.resting.take(&past) {
+                Some(known) => match known.branch() {
+                    Ok(Conversation { session, past: known_past }) => {
+                        let n_known_turns = known_past.turns.len();
+                        let active = Active::new(session, options, events);
+                        Ok(active.with_turns(past, n_known_turns, Some(known)))
+                    }
+                    Err(error) => {
+                        self.resting.keep(known, None);
+                        Err(error.into())
+                    }
+                },
+                None => {
+                    let prefill = check_system(&self.model, past.system.as_deref())?;
+                    let session = Session::with_pinned(
+                        Arc::clone(&self.model),
+                        self.encoder.clone(),
+                        self.config.session.clone(),
+                        &prefill,
+                    )?;
+                    let active = Active::new(session, options, events).with_prefill(prefill);
+                    Ok(active.with_turns(past, 0, None))
                 }
             },
-            None => match self.begin(system) {
-                Ok((conversation, prefill)) => (conversation, None, Some((prefill, false))),
-                Err(error) => return tell(&events, Event::Failed(error)),
-            },
-        };
-        let n_known = conversation.session.n_tokens();
-        let new = &turns[conversation.turns.len()..];
-        let to_read = new.iter().enumerate().map(|(i, turn)| match turn.speaker {
-            Speaker::Assistant => ToRead::Answer(turn.text.clone()),
-            Speaker::User if i + 1 == new.len() => ToRead::Turn(turn.text.clone()),
-            Speaker::User => ToRead::Past(turn.text.clone()),
-        });
-        let to_read = to_read.collect();
-        let conversation = Conversation { turns, ..conversation };
-        self.active.push(Active {
-            conversation,
-            to_read,
-            reading,
-            generation: None,
-            options,
-            n_known,
-            before,
-            events,
-        });
+            Task::SessionTurn { id, system, text } => {
+                let is_known = self.saved.names(&id.owner)?.contains(&id.name);
+                let session = self.saved.take(&id, Absent::Make(system.as_deref()))?;
+                let active = Active::new(session, options, events).with_turn(id, text);
+                Ok(if is_known { active } else { active.with_nothing_known() })
+            }
+            Task::Document { id, file, text } => {
+                let session = self.saved.take(&id, Absent::MakeEmpty)?;
+                Ok(Active::new(session, options, events).with_document(id, file, text))
+            }
+            Task::Completion { tokens, echo } => {
+                let (model, encoder) = (Arc::clone(&self.model), self.encoder.clone());
+                let session = Session::new(model, encoder, self.config.session.clone())?;
+                Ok(Active::new(session, options, events).with_prompt(tokens, echo))
+            }
+        }
     }
 
-    /// A conversation of which nothing is known, and its system turn, which is to be read.
-    fn begin(&self, system: Option<String>) -> Result<(Conversation, Prefill), ApiError> {
-        let (model, encoder) = (Arc::clone(&self.model), self.encoder.clone());
-        let config = self.config.session.clone();
-        // All of it stays in the cache, so that its length is what a conversation costs.
-        let n_bytes = system.as_ref().map_or(0, String::len);
-        let too_long = || {
-            let message = format!("a system prompt may have {MAX_SYSTEM_TOKENS} tokens");
-            ApiError::invalid("messages", message)
-        };
-        if n_bytes > MAX_SYSTEM_BYTES {
-            return Err(too_long());
-        }
-        let prefill = Prefill::system(&model, system.as_deref())?;
-        if prefill.n_tokens() > MAX_SYSTEM_TOKENS {
-            return Err(too_long());
-        }
-        let session = Session::with_pinned(model, encoder, config, &prefill)?;
-        Ok((Conversation { session, system, turns: Vec::new() }, prefill))
-    }
-
-    /// Reads one chunk of one turn; who reads next takes turns.
+    /// Reads one chunk of one text; who reads next takes turns.
     fn read_chunk(&mut self) {
         let n = self.active.len();
-        let reads = |active: &Active| active.generation.is_none();
-        let Some(at) = (0..n).map(|i| (self.next + i) % n).find(|&i| reads(&self.active[i])) else {
+        let Some(at) = (0..n).map(|i| (self.next + i) % n).find(|&i| self.active[i].has_to_read())
+        else {
             return;
         };
         self.next = at + 1;
-        if let Err(error) = self.active[at].read_chunk() {
-            self.fail(at, error);
+        let n_before = self.active[at].session.n_tokens();
+        let read = self.active[at].read_chunk();
+        self.metrics.read_tokens.inc_by(self.active[at].session.n_tokens() - n_before);
+        match read {
+            Ok(Next::Read) => {}
+            Ok(Next::Answer(n_recalled)) => {
+                self.metrics.recalled_blocks.inc_by(n_recalled as u64);
+            }
+            Ok(Next::End) => self.end_document(at),
+            Err(error) => self.fail(at, error.into()),
         }
     }
 
@@ -288,9 +430,9 @@ impl Streams {
         let mut stepping = Vec::new();
         for (at, active) in self.active.iter_mut().enumerate() {
             let Some(generation) = &mut active.generation else { continue };
-            match generation.next(&mut active.conversation.session) {
+            match generation.next(&mut active.session) {
                 Ok(Some(token)) => {
-                    steps.push(Step { session: &mut active.conversation.session, token });
+                    steps.push(Step { session: &mut active.session, token });
                     stepping.push(at);
                 }
                 Ok(None) => ended.push((at, None)),
@@ -298,6 +440,7 @@ impl Streams {
             }
         }
         let results = append_each(&mut steps, &mut self.workspace);
+        self.metrics.generated_tokens.inc_by(results.len() as u64);
         for (at, result) in stepping.into_iter().zip(results) {
             match result {
                 Ok(()) => self.active[at].took(),
@@ -308,103 +451,87 @@ impl Streams {
         ended.sort_by_key(|&(at, _)| std::cmp::Reverse(at));
         for (at, error) in ended {
             match error {
-                Some(error) => self.fail(at, error),
-                None => self.finish(at),
+                Some(error) => self.fail(at, error.into()),
+                None => self.end_answer(at),
             }
         }
     }
 
-    /// Ends an answer, and keeps the conversation for its next turn.
-    fn finish(&mut self, at: usize) {
-        let Active { mut conversation, generation, events, .. } = self.active.remove(at);
-        let Some(generation) = generation else { return };
-        let generated = generation.finish(&mut |piece| {
-            tell(&events, Event::Text(piece.to_owned()));
-            ControlFlow::Continue(())
-        });
-        let text = generated.text.clone();
-        tell(&events, Event::Ended(generated));
+    /// Ends an answer, and keeps the stream for its next turn.
+    fn end_answer(&mut self, at: usize) {
+        let mut active = self.active.remove(at);
+        let Some(text) = active.end_answer() else { return };
+        let Active { mut session, home, .. } = active;
         // The client has its answer; what follows is for the next turn.
-        match conversation.session.close_answer() {
-            Ok(()) => {
-                conversation.turns.push(Turn { speaker: Speaker::Assistant, text });
-                self.resting.keep(conversation);
-            }
-            // The conversation will be read again.
-            Err(_) => drop(conversation),
+        match home {
+            Home::Nowhere => {}
+            Home::Conversation { past, before } => match session.close_answer() {
+                Ok(()) => {
+                    let conversation = Conversation { session, past: past.answered(text) };
+                    self.resting.keep(conversation, before);
+                }
+                // The conversation will be read again.
+                Err(error) => tracing::error!("a conversation is lost: {error}"),
+            },
+            Home::Saved(id) => match session.close_answer() {
+                Ok(()) => self.saved.put(id, session),
+                Err(error) => tracing::error!("session {:?}: {error}", id.name),
+            },
+        }
+    }
+
+    /// Ends a document.
+    fn end_document(&mut self, at: usize) {
+        let active = self.active.remove(at);
+        active.end_document();
+        if let Active { session, home: Home::Saved(id), .. } = active {
+            self.saved.put(id, session);
         }
     }
 
     /// A stream of which something could not be read is in a state that nobody knows: it goes, and
-    /// the conversation is as it was before.
-    fn fail(&mut self, at: usize, error: SessionError) {
+    /// the conversation is as it was before, or the session as its files say.
+    fn fail(&mut self, at: usize, error: ApiError) {
         let active = self.active.remove(at);
-        self.resting.keep_some(active.before);
-        tell(&active.events, Event::Failed(error.into()));
-    }
-}
-
-impl Active {
-    /// Reads one chunk; begins the answer when nothing is left.
-    fn read_chunk(&mut self) -> Result<(), SessionError> {
-        let session = &mut self.conversation.session;
-        let (mut prefill, is_answer) = match self.reading.take() {
-            Some(reading) => reading,
-            None => match self.to_read.pop_front() {
-                Some(ToRead::Past(text)) => (session.begin_past_turn(&text)?, false),
-                Some(ToRead::Turn(text)) => (session.begin_turn(&text, &text)?, false),
-                Some(ToRead::Answer(text)) => {
-                    let tokens = session.encode(&text)?;
-                    (Prefill::new(tokens, Origin::turn(Role::Assistant)), true)
-                }
-                None => return self.begin(),
-            },
-        };
-        let has_more = session.prefill(&mut prefill)?;
-        if has_more {
-            self.reading = Some((prefill, is_answer));
-        } else if is_answer {
-            session.close_answer()?;
-        } else if self.to_read.is_empty() {
-            return self.begin();
+        if let Home::Conversation { before: Some(before), .. } = active.home {
+            self.resting.keep(before, None);
         }
-        Ok(())
+        let _ = active.events.send(Event::Failed(error));
     }
 
-    fn begin(&mut self) -> Result<(), SessionError> {
-        self.generation = Some(Generation::new(self.options.clone())?);
-        let session = &self.conversation.session;
-        let recalled = session.last_recall().map(|recall| {
-            let block = |b: &everstream_runtime::memory::RecalledBlock| Recalled {
-                range: (b.part.start.0, b.part.end.0),
-                distance: b.distance,
-                text: b.block.text().to_owned(),
-            };
-            recall.blocks.iter().map(block).collect()
-        });
-        let begun = Begun {
-            n_tokens: session.n_tokens(),
-            n_known: self.n_known,
-            recalled: recalled.unwrap_or_default(),
+    /// Says how much there is to do.
+    fn count(&self) {
+        self.metrics.active.set(self.active.len() as i64);
+        self.metrics.waiting.set(self.waiting.len() as i64);
+        self.metrics.conversations.set(self.resting.len() as i64);
+        self.metrics.open_sessions.set(self.saved.n_open() as i64);
+    }
+
+    /// The names of an owner's sessions, and which of them are being worked on.
+    pub(crate) fn sessions(&self, owner: &Owner) -> Result<Vec<(String, bool)>, ApiError> {
+        let is_active = |name: String| {
+            let id = SessionId { owner: Arc::clone(owner), name };
+            let is_active = self.is_active(&id);
+            (id.name, is_active)
         };
-        tell(&self.events, Event::Begun(begun));
-        Ok(())
-    }
-
-    /// A token has become part of the stream. A client that is gone ends its answer.
-    fn took(&mut self) {
-        let Some(generation) = &mut self.generation else { return };
-        let events = &self.events;
-        generation.took(&self.conversation.session, &mut |piece| match events
-            .send(Event::Text(piece.to_owned()))
-        {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        });
+        Ok(self.saved.names(owner)?.into_iter().map(is_active).collect())
     }
 }
 
-/// Tells a client something; one that is gone need not know.
-fn tell(events: &UnboundedSender<Event>, event: Event) {
-    let _ = events.send(event);
+impl Task {
+    /// The session with a name that it works on.
+    fn session(&self) -> Option<&SessionId> {
+        match self {
+            Self::SessionTurn { id, .. } | Self::Document { id, .. } => Some(id),
+            Self::Turn(_) | Self::Completion { .. } => None,
+        }
+    }
+}
+
+impl Past {
+    /// This past with an answer to its last turn.
+    fn answered(mut self, text: String) -> Self {
+        self.turns.push(Turn { speaker: crate::conversation::Speaker::Assistant, text });
+        self
+    }
 }

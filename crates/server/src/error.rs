@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use everstream_runtime::SessionError;
+use everstream_runtime::memory::{MemoryError, StoreError};
 use serde_json::json;
 
 /// An error as a client sees it.
@@ -19,8 +20,7 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     pub(crate) fn invalid(param: &'static str, message: impl Into<String>) -> Self {
-        let (status, kind) = (StatusCode::BAD_REQUEST, "invalid_request_error");
-        Self { status, kind, param: Some(param), message: message.into() }
+        Self { param: Some(param), ..Self::malformed(StatusCode::BAD_REQUEST, message) }
     }
 
     /// A request that is no request at all.
@@ -28,22 +28,40 @@ impl ApiError {
         Self { status, kind: "invalid_request_error", param: None, message: message.into() }
     }
 
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::malformed(StatusCode::NOT_FOUND, message)
+    }
+
+    /// Something that is in use.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::malformed(StatusCode::CONFLICT, message)
+    }
+
     pub(crate) fn unauthorized() -> Self {
-        let message = "this server wants an API key: Authorization: Bearer KEY".to_owned();
-        let (status, kind) = (StatusCode::UNAUTHORIZED, "authentication_error");
-        Self { status, kind, param: None, message }
+        let message = "this server wants an API key: Authorization: Bearer KEY";
+        Self { kind: "authentication_error", ..Self::malformed(StatusCode::UNAUTHORIZED, message) }
     }
 
     pub(crate) fn busy() -> Self {
-        let message = "all places in the queue are taken: try again in a moment".to_owned();
-        let (status, kind) = (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error");
-        Self { status, kind, param: None, message }
+        let message = "all places in the queue are taken: try again in a moment";
+        Self { kind: "rate_limit_error", ..Self::malformed(StatusCode::TOO_MANY_REQUESTS, message) }
     }
 
     pub(crate) fn stopped() -> Self {
-        let message = "the server is stopping".to_owned();
-        let (status, kind) = (StatusCode::SERVICE_UNAVAILABLE, "server_error");
-        Self { status, kind, param: None, message }
+        let message = "the server is stopping";
+        Self { kind: "server_error", ..Self::malformed(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    /// Something that is nobody's fault who asks. What it is, with paths and all, is in the log.
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+        tracing::error!("{}", with_causes(error));
+        let message = "something is wrong at the server: its log says what";
+        Self { kind: "server_error", ..Self::malformed(StatusCode::INTERNAL_SERVER_ERROR, message) }
+    }
+
+    /// What is wrong, in words.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// `{"error": {...}}`
@@ -55,39 +73,58 @@ impl ApiError {
             "code": null,
         }})
     }
+
+    /// The status and headers of an answer with another body.
+    pub(crate) fn with_body(&self, body: &serde_json::Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    message
 }
 
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
-        let is_request = matches!(
-            error,
+        match &error {
             SessionError::Sampling { .. }
-                | SessionError::MissingByte { .. }
-                | SessionError::Template(_)
-                | SessionError::Cache(_)
-        );
-        match is_request {
-            true => Self::malformed(StatusCode::BAD_REQUEST, message),
-            false => {
-                let (status, kind) = (StatusCode::INTERNAL_SERVER_ERROR, "server_error");
-                Self { status, kind, param: None, message }
+            | SessionError::MissingByte { .. }
+            | SessionError::Template(_)
+            | SessionError::Pin { .. }
+            | SessionError::EmptyStream
+            | SessionError::Cache(_) => {
+                Self::malformed(StatusCode::BAD_REQUEST, with_causes(&error))
             }
+            SessionError::Store(store) | SessionError::Memory(MemoryError::Store(store)) => {
+                match store {
+                    StoreError::NoSession { name, .. } => {
+                        Self::not_found(format!("there is no session {name:?}"))
+                    }
+                    StoreError::SessionName { .. } => Self::invalid("session", store.to_string()),
+                    StoreError::Locked { name } => {
+                        Self::conflict(format!("session {name:?} is in use by another program"))
+                    }
+                    StoreError::Maker { .. } => Self::conflict(store.to_string()),
+                    _ => Self::internal(&error),
+                }
+            }
+            _ => Self::internal(&error),
         }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
+        self.with_body(&self.body())
     }
 }

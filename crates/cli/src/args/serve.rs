@@ -1,12 +1,13 @@
-//! `everstream serve`.
+//! `everstream serve` and `everstream key`.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use everstream_runtime::Policy;
 
-use super::{CacheArgs, ModelArgs, RecallArgs, SampleArgs};
+use super::{CacheArgs, ModelArgs, RecallArgs, SampleArgs, size};
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeArgs {
@@ -18,6 +19,9 @@ pub(crate) struct ServeArgs {
     /// Key that requests must carry [default: $EVERSTREAM_API_KEY, or none]
     #[arg(long, value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) api_key: Option<String>,
+    /// File with the keys of several people, who see nothing of each other (`everstream key` adds one)
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    pub(crate) keys: Option<PathBuf>,
     /// Answers that are worked on at once
     #[arg(long, value_name = "N", default_value = "8")]
     pub(crate) max_active: NonZeroUsize,
@@ -28,6 +32,24 @@ pub(crate) struct ServeArgs {
     /// go on
     #[arg(long, value_name = "N", default_value = "16")]
     pub(crate) conversations: NonZeroUsize,
+    /// Memory for their keys and values; the newest is kept however large it is
+    #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = size)]
+    pub(crate) conversations_memory: u64,
+    /// Sessions with a name that one key may have, on disk
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) max_sessions: NonZeroUsize,
+    /// Of these, so many stay in memory between turns
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub(crate) open_sessions: NonZeroUsize,
+    /// Disk space for what one of them remembers, 128 MiB at least; beyond it the oldest is dropped
+    #[arg(long, value_name = "SIZE", default_value = "8GB", value_parser = size)]
+    pub(crate) memory_max: u64,
+    /// What is written to standard error: nothing of what requests and answers say
+    #[arg(long, value_enum, default_value_t = LogArg::Errors)]
+    pub(crate) log: LogArg,
+    /// Seconds that answers may still take when the server is stopped
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) grace: u64,
     /// window, sink or remember [default: remember; sink, if there is no sentence encoder]
     #[arg(long, value_name = "POLICY")]
     pub(crate) policy: Option<Policy>,
@@ -38,4 +60,22 @@ pub(crate) struct ServeArgs {
     /// What requests leave out is taken from these
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogArg {
+    /// What is wrong at the server.
+    Errors,
+    /// A line for each request besides.
+    Requests,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KeyArgs {
+    /// Whose key it is: letters, digits, '.', '_' and '-'
+    pub(crate) name: String,
+    /// File to add its SHA-256 to; it is made if there is none
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keys: PathBuf,
 }

@@ -7,6 +7,7 @@ pub(crate) mod eval;
 mod eval_all;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod key;
 pub(crate) mod memory;
 pub(crate) mod models;
 pub(crate) mod perplexity;

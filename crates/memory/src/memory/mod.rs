@@ -276,6 +276,15 @@ impl Memory {
         Ok(self.store.get(order)?)
     }
 
+    /// What the block number `order` says; its keys and values are not read.
+    ///
+    /// # Errors
+    ///
+    /// As [`block`](Self::block).
+    pub fn text(&self, order: usize) -> Result<BlockText, MemoryError> {
+        Ok(self.store.text(order)?)
+    }
+
     /// Forgets all blocks with tokens in `range`: nothing of them is found or recalled any more.
     /// Returns the ranges of the blocks.
     ///

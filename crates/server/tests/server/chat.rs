@@ -1,125 +1,14 @@
-//! A real server on loopback, with a tiny model, and a plain HTTP client.
+//! Chat completions: conversations that go on, and what is refused.
 
-#![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
-
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::num::NonZeroUsize;
-use std::path::Path;
+use std::io::{BufRead, Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 
-use everstream_runtime::memory::{BlockSizes, Gate, HashEmbedder, Neighbours};
-use everstream_runtime::model::{Model, ModelOptions};
-use everstream_runtime::{GenerateOptions, RecallConfig, SamplerConfig, Session, SessionConfig};
-use everstream_server::{Engine, EngineConfig, ServerConfig, serve};
+use everstream_runtime::memory::HashEmbedder;
+use everstream_runtime::{GenerateOptions, Session};
 use serde_json::{Value, json};
 
-fn model() -> Arc<Model> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/tiny-llama.gguf");
-    let options = ModelOptions { n_threads: NonZeroUsize::MIN, ..Default::default() };
-    Arc::new(Model::open(&path, options).unwrap())
-}
-
-fn session_config() -> SessionConfig {
-    SessionConfig {
-        window_tokens: 96,
-        context_tokens: 64,
-        chunk_tokens: 32,
-        recall: RecallConfig {
-            gate: Gate::OPEN,
-            sizes: BlockSizes::new(8, 24, 40).unwrap(),
-            max_blocks: 4,
-            neighbours: Neighbours::NONE,
-            ..Default::default()
-        },
-        ..Default::default()
-    }
-}
-
-fn engine(max_active: usize, max_waiting: usize) -> Engine {
-    let at_least_one = |n| NonZeroUsize::new(n).unwrap();
-    let config = EngineConfig {
-        session: session_config(),
-        sampler: SamplerConfig::default(),
-        max_tokens: 24,
-        max_resting: at_least_one(4),
-        max_active: at_least_one(max_active),
-        max_waiting: at_least_one(max_waiting),
-    };
-    Engine::start(model(), Some(Arc::new(HashEmbedder)), config).unwrap()
-}
-
-/// A server that ends with the test.
-struct Server {
-    addr: SocketAddr,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Server {
-    fn start(engine: Engine, api_key: Option<&str>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let addr = listener.local_addr().unwrap();
-        let config = ServerConfig { model: "tiny".to_owned(), api_key: api_key.map(str::to_owned) };
-        runtime.spawn(serve(listener, engine, config, std::future::pending()));
-        Self { addr, _runtime: runtime }
-    }
-
-    /// Sends raw bytes, as one request that asks for the connection to be closed.
-    fn send(&self, head: &str, body: &[u8]) -> BufReader<TcpStream> {
-        let mut stream = TcpStream::connect(self.addr).unwrap();
-        let head = format!(
-            "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
-        BufReader::new(stream)
-    }
-
-    fn request(&self, head: &str, body: &[u8]) -> (u16, Vec<String>, String) {
-        let mut reader = self.send(head, body);
-        let mut headers = Vec::new();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            match line.trim_end() {
-                "" => break,
-                line => headers.push(line.to_owned()),
-            }
-        }
-        let status = headers[0].split(' ').nth(1).unwrap().parse().unwrap();
-        let mut body = String::new();
-        reader.read_to_string(&mut body).unwrap();
-        (status, headers, body)
-    }
-
-    fn post(&self, body: &Value) -> (u16, Value) {
-        let (status, _, body) = self.request(CHAT, body.to_string().as_bytes());
-        (status, serde_json::from_str(&body).unwrap())
-    }
-
-    fn answer(&self, messages: &Value) -> String {
-        let (status, body) = self.post(&json!({"model": "tiny", "messages": messages}));
-        assert_eq!(status, 200, "{body}");
-        body["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
-    }
-
-    /// The events of a streamed answer, without the last, which is `[DONE]`.
-    fn events(&self, mut body: Value) -> Vec<Value> {
-        body["stream"] = true.into();
-        let (status, headers, text) = self.request(CHAT, body.to_string().as_bytes());
-        assert_eq!(status, 200, "{text}");
-        assert!(headers.iter().any(|h| h.to_lowercase() == "content-type: text/event-stream"));
-        let mut events: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
-        assert_eq!(events.pop(), Some("[DONE]"));
-        events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
-    }
-}
-
-fn user(text: &str) -> Value {
-    json!({"role": "user", "content": text})
-}
+use crate::harness::{CHAT, Server, TURNS, engine, model, session_config, user};
 
 /// What the library answers to turns of one conversation.
 fn expected(system: Option<&str>, turns: &[&str]) -> Vec<String> {
@@ -132,13 +21,6 @@ fn expected(system: Option<&str>, turns: &[&str]) -> Vec<String> {
     };
     turns.iter().map(answer).collect()
 }
-
-const TURNS: [&str; 4] = [
-    "The red boat went to the mill on the first day, and the old boat stayed.",
-    "Captain Vasquez hid the emerald compass under the floorboards of the blue boat.",
-    "On the third day the slow boat went to the far shore, and then to the sea.",
-    "Where is the emerald compass?",
-];
 
 #[test]
 fn a_conversation_that_goes_on_equals_a_session() {
@@ -188,6 +70,70 @@ fn an_edited_conversation_is_read_again() {
         body["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(),
         with_edit
     );
+}
+
+/// The turn that was answered last can be said in other words, or be answered once more.
+#[test]
+fn the_last_turn_can_be_said_again() {
+    let server = Server::start(engine(2, 4), None);
+    let first = server.answer(&json!([user(TURNS[0])]));
+    let with =
+        |turn: &str| json!([user(TURNS[0]), {"role": "assistant", "content": first}, user(turn)]);
+    let ask = |turn: &str| {
+        let (status, body) = server.post(&json!({"messages": with(turn)}));
+        assert_eq!(status, 200, "{body}");
+        let cached = body["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        (cached, body["choices"][0]["message"]["content"].clone())
+    };
+    let (known, answer) = ask(TURNS[1]);
+    assert!(known > 0);
+    assert_eq!(ask(TURNS[1]), (known, answer));
+    let (still_known, other) = ask(TURNS[2]);
+    assert_eq!(still_known, known);
+    assert_eq!(json!(expected(None, &[TURNS[0], TURNS[2]])[1]), other);
+}
+
+#[test]
+fn tokens_are_told_with_their_probabilities() {
+    let server = Server::start(engine(2, 4), None);
+    let body =
+        json!({"messages": [user("Hi")], "logprobs": true, "top_logprobs": 3, "max_tokens": 8});
+    let (status, answer) = server.post(&body);
+    assert_eq!(status, 200, "{answer}");
+    let choice = &answer["choices"][0];
+    let tokens = choice["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(tokens.len() as u64, answer["usage"]["completion_tokens"].as_u64().unwrap());
+    for token in tokens {
+        let top = token["top_logprobs"].as_array().unwrap();
+        // Greedy: the token is the likeliest.
+        assert_eq!((top.len(), &top[0]["logprob"]), (3, &token["logprob"]));
+        assert!(token["logprob"].as_f64().unwrap() <= 0.0);
+    }
+    // The pieces of a stream tell the same.
+    let events = server.events(body);
+    let of = |event: &Value| event["choices"][0]["logprobs"]["content"].as_array().cloned();
+    let streamed: Vec<Value> = events.iter().filter_map(of).flatten().collect();
+    assert_eq!(&streamed, tokens);
+}
+
+#[test]
+fn penalties_and_biases_change_answers() {
+    let server = Server::start(engine(2, 4), None);
+    let answer = |more: Value| {
+        let mut body = json!({"messages": [user("Hi")], "max_tokens": 16});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, body) = server.post(&body);
+        assert_eq!(status, 200, "{body}");
+        body["choices"][0]["message"]["content"].clone()
+    };
+    let plain = answer(json!({}));
+    assert_eq!(answer(json!({"frequency_penalty": 0, "presence_penalty": 0.0})), plain);
+    // Nothing comes twice.
+    let once = answer(json!({"presence_penalty": 100})).to_string();
+    assert!(json!(once) != plain && !once.contains("HH"), "{once}");
+    assert_ne!(answer(json!({"frequency_penalty": 100})), plain);
+    let token = &server.get("POST", "/tokenize", Some(&json!({"content": "b"})))["tokens"][0];
+    assert_eq!(answer(json!({"logit_bias": {token.to_string(): 100}})), "b".repeat(16));
 }
 
 #[test]
@@ -253,7 +199,11 @@ fn what_cannot_be_answered_is_refused_in_openai_form() {
     );
     refused(json!({"messages": valid, "model": "gpt-5"}), 400, "tiny");
     refused(json!({"messages": valid, "temperature": -1}), 400, "temperature");
-    refused(json!({"messages": valid, "n": 2}), 400, "n is not supported");
+    refused(json!({"messages": valid, "n": 2}), 400, "leave n out");
+    refused(json!({"messages": valid, "logit_bias": {"x": 1}}), 400, "token numbers");
+    refused(json!({"messages": valid, "top_logprobs": 2}), 400, "logprobs: true");
+    refused(json!({"messages": valid, "logprobs": true, "top_logprobs": 99}), 400, "20");
+    refused(json!({"messages": valid, "session": "work"}), 400, "keeps no sessions");
     refused(json!({"messages": valid, "tools": [{}]}), 400, "tools");
     refused(
         json!({"messages": valid, "response_format": {"type": "json_object"}}),
@@ -307,6 +257,18 @@ fn those_without_the_key_are_not_served() {
 }
 
 #[test]
+fn pages_of_other_sites_are_not_answered() {
+    let server = Server::start(engine(1, 2), None);
+    let get = |origin: &str| {
+        server.request(&format!("GET /v1/models HTTP/1.1\r\nOrigin: {origin}"), b"").0
+    };
+    assert_eq!(get("http://localhost"), 200);
+    for origin in ["http://evil.example", "null", "http://localhost:9", "localhost", ""] {
+        assert_eq!(get(origin), 403, "{origin}");
+    }
+}
+
+#[test]
 fn without_a_key_only_this_machines_names_are_answered() {
     let server = Server::start(engine(1, 2), None);
     let status = |host: &str| {
@@ -357,8 +319,6 @@ fn endless() -> Vec<u8> {
     let text = TURNS.concat().repeat(20_000);
     json!({"messages": [user(&text)], "stream": true}).to_string().into_bytes()
 }
-
-const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json";
 
 #[test]
 fn a_client_that_goes_away_stops_its_answer_and_frees_its_place() {
