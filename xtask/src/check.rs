@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::{chroma, models, structure};
+use crate::{chroma, clients, models, structure};
 
 /// Runs all stages.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -36,6 +36,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         command.args(["--", "--ignored", "--skip", "soak_"]).envs(models.variables());
         run_command(command.env("EVERSTREAM_TEST_CHROMA", &chroma.url))
     })?;
+    stage("clients of the server", clients::check)?;
     println!("xtask: all stages passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
 }

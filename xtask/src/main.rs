@@ -5,6 +5,7 @@
 
 mod check;
 mod chroma;
+mod clients;
 mod models;
 mod soak;
 mod structure;
@@ -14,7 +15,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  check       formatting, lints, documentation, structure, licences, tests, tests on real models
+  check       formatting, lints, documentation, structure, licences, tests, tests on real models,
+              clients of the server
   structure   the part of check that takes no time: invariants, file sizes, licences
   soak        what takes longer: a million-token stream, tables of sinks and windows (without a name: a list)";
 

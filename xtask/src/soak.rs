@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::bail;
 
 use crate::check::{Profile, built, command, run_command};
-use crate::{models, structure};
+use crate::{clients, models, structure};
 
 const USAGE: &str = "\
 usage: cargo xtask soak NAME
@@ -18,6 +18,8 @@ usage: cargo xtask soak NAME
             keys and values put back against computed again; what remembering adds to reading
   search-speed
             exact and approximate search over N vectors
+  clients   LangChain, LlamaIndex, llm, OpenAI's client for JavaScript; a conversation of 200 turns over a
+            kill of the server; prints JSON
   tests     the ignored tests named soak_*";
 
 pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
@@ -27,6 +29,7 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
         ["retrieval", rest @ ..] => example("retrieval", rest),
         ["memory-speed", rest @ ..] => example("memory_speed", rest),
         ["search-speed", rest @ ..] => example("search_speed", rest),
+        ["clients"] => clients::soak(),
         ["tests"] => {
             let models = models::pull()?;
             let mut tests =

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use everstream_runtime::{Policy, Sampler};
+use everstream_runtime::{DocumentContext, Policy, Sampler};
 use everstream_server::{Engine, EngineConfig, Keys, SavedConfig, ServerConfig, serve};
 
 use super::chat::INTERRUPTED;
@@ -15,6 +15,8 @@ use crate::{load, output};
 pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let mut config = args.cache.session(args.policy.unwrap_or(Policy::Remember));
     args.recall.apply(&mut config);
+    // Paragraphs of documents do not see each other, as in `chat`.
+    config.document_context = DocumentContext::Paragraph;
     config.check()?;
     if let Policy::Dense | Policy::Recompute = config.policy {
         bail!(

@@ -67,6 +67,17 @@ pub(crate) enum Event {
 }
 
 impl Event {
+    /// The token of a decode step, if it is one.
+    pub(crate) fn decode_step(&self) -> Option<(u32, &Origin)> {
+        match self {
+            Self::Tokens { tokens, starts, origin } if starts.is_empty() => match tokens[..] {
+                [token] => Some((token, origin)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     pub(crate) fn tokens(tokens: &[u32], starts: &[usize], origin: &Origin) -> Self {
         let (tokens, starts) = (tokens.to_vec(), starts.to_vec());
         Self::Tokens { tokens, starts, origin: origin.clone() }

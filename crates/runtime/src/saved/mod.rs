@@ -24,7 +24,7 @@ use everstream_memory::{
     BlockMeta, BlockStore, DiskOptions, DiskStore, Embedder, Maker, MemoryError, Recall,
     RecalledBlock, Role, SessionFolder, StoreError,
 };
-use everstream_model::Model;
+use everstream_model::{Model, Sequence};
 
 use crate::session::system_tokens;
 use crate::{Origin, Policy, Session, SessionConfig, SessionError};
@@ -323,8 +323,17 @@ impl Session {
     fn resume(&mut self, found: &FoundState) -> Result<(), SessionError> {
         let mut resumed = Resumed { is_older_state: found.is_older, ..Resumed::default() };
         self.load(&found.state, &mut resumed)?;
-        for event in &found.events {
-            self.replay(event, &mut resumed)?;
+        let mut events = &found.events[..];
+        while let Some(event) = events.first() {
+            let steps: Vec<_> = events.iter().map_while(Event::decode_step).collect();
+            match steps.len() {
+                0 | 1 => self.replay(event, &mut resumed)?,
+                n => {
+                    resumed.n_replayed += n as u64;
+                    self.read_steps(&steps)?;
+                }
+            }
+            events = &events[steps.len().max(1)..];
         }
         self.settle()?;
         // Blocks that were forgotten by another program, or before a replay wrote them again.
@@ -502,6 +511,30 @@ impl Session {
             }
             Event::Unpin(number) => self.unpin(*number).map(drop),
         }
+    }
+
+    /// Reads tokens again that were generated one by one, in as few passes over the weights as the
+    /// cache allows: a row's result does not depend on the rows beside it.
+    fn read_steps(&mut self, steps: &[(u32, &Origin)]) -> Result<(), SessionError> {
+        let mut rest = steps;
+        while !rest.is_empty() {
+            self.settle()?;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.keep_pace()?;
+            }
+            let (chunk, later) = rest.split_at(self.next_chunk(rest.len()));
+            let tokens: Vec<u32> = chunk.iter().map(|&(token, _)| token).collect();
+            let sequence = Sequence::new(&tokens, &mut self.cache);
+            self.model.forward(&mut self.workspace, &mut [sequence])?;
+            self.keep_newest(&tokens);
+            for &(token, origin) in chunk {
+                let first = TokenPos(self.n_tokens);
+                self.count(&[token], origin);
+                self.record(&[token], first, &mut origin.clone());
+            }
+            rest = later;
+        }
+        Ok(())
     }
 
     fn recall_of(
