@@ -54,6 +54,12 @@ pub enum SessionError {
         /// Tokens read.
         n_tokens: u64,
     },
+    /// An answer that cannot be what it must be.
+    #[error("the answer cannot go on as it must: {reason}")]
+    Constraint {
+        /// Why, in words.
+        reason: String,
+    },
     /// Generation from an empty stream.
     #[error("there is nothing to continue: the prompt is empty")]
     EmptyStream,

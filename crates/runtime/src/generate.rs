@@ -97,6 +97,24 @@ impl TokenLogProb {
     }
 }
 
+/// What an answer may be: which tokens may come next.
+pub trait Constraint: std::fmt::Debug + Send {
+    /// Sets the logits of tokens that may not come next to negative infinity; one that ends the answer
+    /// may come where the answer may end.
+    ///
+    /// # Errors
+    ///
+    /// In words, if nothing may come.
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), String>;
+
+    /// A token has been chosen that does not end the answer.
+    ///
+    /// # Errors
+    ///
+    /// In words, if it may not come.
+    fn took(&mut self, token: u32) -> Result<(), String>;
+}
+
 /// An answer in the making: which token comes next, and what has become text. Whoever drives it
 /// appends the tokens, so that streams can take their steps together ([`append_each`]).
 ///
@@ -110,6 +128,9 @@ pub struct Generation {
     stream: TextStream,
     text: StoppableText,
     stop: Option<StopReason>,
+    constraint: Option<Box<dyn Constraint>>,
+    /// Logits of tokens that may come; reused.
+    masked: Vec<f32>,
     start: Instant,
 }
 
@@ -127,9 +148,17 @@ impl Generation {
             stream: TextStream::new(),
             text: StoppableText::new(options.stop.clone()),
             stop: None,
+            constraint: None,
+            masked: Vec::new(),
             start: Instant::now(),
             options,
         })
+    }
+
+    /// The answer will be what `constraint` lets it be, as far as its length reaches.
+    #[must_use]
+    pub fn with_constraint(self, constraint: Box<dyn Constraint>) -> Self {
+        Self { constraint: Some(constraint), ..self }
     }
 
     /// The next token, which is to be appended to the stream and then given to
@@ -153,7 +182,16 @@ impl Generation {
             return Err(SessionError::NotFinite { n_tokens: session.n_tokens() });
         }
         let position = TokenPos(session.n_tokens());
-        let token = self.sampler.sample(session.logits(), &self.tokens, position);
+        let mut logits = session.logits();
+        if let Some(constraint) = &mut self.constraint {
+            self.masked.clear();
+            self.masked.extend_from_slice(logits);
+            constraint
+                .mask(&mut self.masked)
+                .map_err(|reason| SessionError::Constraint { reason })?;
+            logits = &self.masked;
+        }
+        let token = self.sampler.sample(logits, &self.tokens, position);
         if self.options.log_probs {
             let n_top = self.options.n_top;
             self.log_probs.push(TokenLogProb::new(session.logits(), token, n_top));
@@ -161,6 +199,9 @@ impl Generation {
         if session.model().tokenizer().eos_ids().contains(&token) {
             self.stop = Some(StopReason::EndOfTurn);
             return Ok(None);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.took(token).map_err(|reason| SessionError::Constraint { reason })?;
         }
         self.tokens.push(token);
         let every = session.config().recall.every;

@@ -56,7 +56,7 @@ mod turns;
 pub use config::{DocumentContext, Insertion, Policy, RecallConfig, SessionConfig};
 pub use error::SessionError;
 pub use footprint::CacheFootprint;
-pub use generate::{GenerateOptions, Generated, Generation, StopReason, TokenLogProb};
+pub use generate::{Constraint, GenerateOptions, Generated, Generation, StopReason, TokenLogProb};
 pub use ingest::Ingest;
 pub use recalling::REPAIR_TOKENS;
 pub use recorder::Origin;

@@ -1,5 +1,5 @@
 """A conversation of 200 turns in a session, through OpenAI's client: the time of each turn, and whether what
-was said in the third is recalled in the last; then once more after the server was killed and started.
+was said in the third and fourth is recalled in the last; then once more after the server was killed and started.
 
 usage: long_conversation.py PROGRAM MODEL DATA_FOLDER [TURNS]
 """
@@ -15,8 +15,12 @@ import openai
 
 PROGRAM, MODEL, DATA = sys.argv[1:4]
 TURNS = int(sys.argv[4]) if len(sys.argv) > 4 else 200
-FACT = "Remember this: the password of the vault is heliotrope."
-QUESTION = "What is the password of the vault?"
+# Said in the turns 3 and 4, asked for at the end and after the kill: a question that was asked before would
+# be recalled itself.
+FACTS = {
+    3: "Remember this: the password of the vault is heliotrope.",
+    4: "Remember this too: the captain of the ferry is called Ottilie Brandt.",
+}
 
 
 def start():
@@ -29,15 +33,13 @@ def start():
     raise SystemExit("the server did not start")
 
 
-def ask(client, text, n=160):
+def ask(client, text, n=240, temperature=0.8):
     begin = time.monotonic()
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": text}],
         max_tokens=n,
-        temperature=0.8,
-        presence_penalty=0.5,
-        logit_bias={},
+        temperature=temperature,
         extra_body={"session": "long"},
     )
     return answer, time.monotonic() - begin
@@ -48,11 +50,15 @@ def resident(server):
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def check_recall(client):
-    answer, seconds = ask(client, QUESTION, 32)
-    recalled = any("heliotrope" in block["text"] for block in answer.everstream["recalled"])
+def check_recall(client, question, word):
+    answer, seconds = ask(client, question, 32, 0)
     text = answer.choices[0].message.content
-    return {"recalled": recalled, "answered": "heliotrope" in text.lower(), "answer": text, "seconds": seconds}
+    return {
+        "recalled": any(word in block["text"] for block in answer.everstream["recalled"]),
+        "answered": word in text,
+        "answer": text,
+        "seconds": seconds,
+    }
 
 
 TOPICS = ["ships", "bread", "glass", "rivers", "clocks", "maps", "salt", "bridges", "wool", "stars"]
@@ -65,18 +71,18 @@ server, client = start()
 times, sizes, tokens = [], [], 0
 for turn in range(1, TURNS + 1):
     topic, other = TOPICS[turn % 10], TOPICS[(turn * 7) % 10]
-    text = FACT if turn == 3 else LONGER.format(topic=topic, year=1400 + turn, other=other) * 3
+    text = FACTS.get(turn) or LONGER.format(topic=topic, year=1400 + turn, other=other) * 3
     answer, seconds = ask(client, text)
     times.append((seconds, answer.usage.completion_tokens))
     sizes.append(resident(server))
     tokens = answer.usage.total_tokens
-before = check_recall(client)
+before = check_recall(client, "What is the password of the vault?", "heliotrope")
 server.kill()
 server.wait()
 begin = time.monotonic()
 server, client = start()
 started = time.monotonic() - begin
-after = check_recall(client)
+after = check_recall(client, "What is the captain of the ferry called?", "Ottilie")
 server.terminate()
 server.wait()
 

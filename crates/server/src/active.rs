@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 
 use everstream_runtime::memory::{RecalledBlock, Role};
 use everstream_runtime::{
-    GenerateOptions, Generation, Ingest, Origin, Prefill, Session, SessionError, TokenLogProb,
+    Constraint, GenerateOptions, Generation, Ingest, Origin, Prefill, Session, SessionError,
+    TokenLogProb,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -78,6 +79,7 @@ pub(crate) struct Active {
     to_read: VecDeque<ToRead>,
     reading: Option<Reading>,
     options: GenerateOptions,
+    constraint: Option<Box<dyn Constraint>>,
     n_known: u64,
     /// How likely the tokens of the prompt were, if somebody asks.
     echo: Option<Vec<TokenLogProb>>,
@@ -101,10 +103,16 @@ impl Active {
             to_read: VecDeque::new(),
             reading: None,
             options,
+            constraint: None,
             echo: None,
             n_told: 0,
             document: None,
         }
+    }
+
+    /// What the answer must be.
+    pub(crate) fn with_constraint(self, constraint: Option<Box<dyn Constraint>>) -> Self {
+        Self { constraint, ..self }
     }
 
     /// What is read first.
@@ -243,7 +251,11 @@ impl Active {
     }
 
     fn begin_answer(&mut self) -> Result<Next, SessionError> {
-        self.generation = Some(Generation::new(self.options.clone())?);
+        let generation = Generation::new(self.options.clone())?;
+        self.generation = Some(match self.constraint.take() {
+            Some(constraint) => generation.with_constraint(constraint),
+            None => generation,
+        });
         let session = &self.session;
         let block = |b: &RecalledBlock| Recalled {
             range: (b.part.start.0, b.part.end.0),

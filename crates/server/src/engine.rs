@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use everstream_runtime::memory::Embedder;
 use everstream_runtime::model::{Model, Workspace};
 use everstream_runtime::{
-    GenerateOptions, Generated, SamplerConfig, Session, SessionConfig, Step, TokenLogProb,
-    append_each,
+    Constraint, GenerateOptions, Generated, SamplerConfig, Session, SessionConfig, Step,
+    TokenLogProb, append_each,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -71,6 +71,8 @@ enum Message {
 pub(crate) struct Job {
     pub(crate) task: Task,
     pub(crate) options: GenerateOptions,
+    /// What the answer must be.
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
     pub(crate) events: UnboundedSender<Event>,
 }
 
@@ -306,9 +308,9 @@ impl Streams {
             let is_free = |job: &Job| job.task.session().is_none_or(|id| !self.is_active(id));
             let Some(at) = self.waiting.iter().position(|(job, _)| is_free(job)) else { return };
             let Some((job, _)) = self.waiting.remove(at) else { return };
-            let events = job.events.clone();
-            match self.accept(job) {
-                Ok(active) => self.active.push(active),
+            let Job { task, options, constraint, events } = job;
+            match self.accept(task, options, events.clone()) {
+                Ok(active) => self.active.push(active.with_constraint(constraint)),
                 Err(error) => drop(events.send(Event::Failed(error))),
             }
         }
@@ -357,8 +359,12 @@ impl Streams {
     }
 
     /// Makes a stream of what is known, with the rest to be read.
-    fn accept(&mut self, job: Job) -> Result<Active, ApiError> {
-        let Job { task, options, events } = job;
+    fn accept(
+        &mut self,
+        task: Task,
+        options: GenerateOptions,
+        events: UnboundedSender<Event>,
+    ) -> Result<Active, ApiError> {
         match task {
             Task::Turn(past) => match self.resting.take(&past) {
                 Some(known) => match known.branch() {

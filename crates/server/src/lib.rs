@@ -17,6 +17,7 @@ mod active;
 mod conversation;
 mod engine;
 mod error;
+mod grammar;
 mod http;
 mod metrics;
 mod saved;

@@ -57,6 +57,31 @@ pub(super) struct StreamOptions {
 struct ResponseFormat {
     #[serde(rename = "type")]
     kind: String,
+    json_schema: Option<NamedSchema>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedSchema {
+    schema: Option<Value>,
+}
+
+impl ResponseFormat {
+    /// The schema that an answer must have; `None` for text.
+    fn schema(&self) -> Result<Option<Value>, ApiError> {
+        let schema = self.json_schema.as_ref().and_then(|named| named.schema.clone());
+        match (&*self.kind, schema) {
+            ("text", _) => Ok(None),
+            ("json_object", _) => Ok(Some(json!({"type": "object"}))),
+            ("json_schema", Some(schema)) => Ok(Some(schema)),
+            ("json_schema", None) => {
+                Err(ApiError::invalid("response_format", "json_schema has no schema"))
+            }
+            _ => {
+                let message = "use type text, json_object or json_schema";
+                Err(ApiError::invalid("response_format", message))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,7 +123,8 @@ pub(super) async fn chat(
         Some(name) => turn_of_session(name, past)?,
         None => Task::Turn(past),
     };
-    let events = shared.submit(task, options)?;
+    let schema = request.response_format.as_ref().map(ResponseFormat::schema).transpose()?;
+    let events = shared.submit_as(task, options, schema.flatten()).await?;
     let model = Arc::clone(&shared.engine.model);
     let reply = ChatReply {
         reply: shared.reply("chatcmpl"),
@@ -125,12 +151,9 @@ impl ChatRequest {
     /// Refuses what is asked for and not done.
     fn check(&self) -> Result<(), ApiError> {
         let has_some = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|l| !l.is_empty());
-        let asks_format = self.response_format.as_ref().is_some_and(|f| f.kind != "text");
-        for (param, is_asked) in [
-            ("tools", has_some(&self.tools)),
-            ("functions", has_some(&self.functions)),
-            ("response_format", asks_format),
-        ] {
+        for (param, is_asked) in
+            [("tools", has_some(&self.tools)), ("functions", has_some(&self.functions))]
+        {
             if is_asked {
                 let message = format!("{param} is not supported yet: leave it out");
                 return Err(ApiError::invalid(param, message));

@@ -13,8 +13,8 @@ mod tokens;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
@@ -39,6 +39,7 @@ pub use auth::{Keys, digest};
 
 use crate::engine::{Begun, Engine, Event, Job, Piece, Task};
 use crate::error::ApiError;
+use crate::grammar::Grammars;
 
 /// Largest body of a request: a conversation of some million tokens.
 const MAX_BODY_BYTES: usize = 16 << 20;
@@ -65,6 +66,8 @@ struct Shared {
     n_answers: AtomicU64,
     /// Who may use the sentence encoder besides the engine: one at a time.
     encoding: Semaphore,
+    /// Made when the first answer in JSON is asked for.
+    grammars: OnceLock<Result<Grammars, ApiError>>,
 }
 
 /// Serves until `stop` is done and the answers that were begun are given.
@@ -88,6 +91,7 @@ fn router(engine: Engine, config: ServerConfig) -> Router {
         started: now(),
         n_answers: AtomicU64::new(0),
         encoding: Semaphore::new(1),
+        grammars: OnceLock::new(),
     });
     let session = "/v1/sessions/{name}";
     let of_session = |path: &str| format!("{session}{path}");
@@ -296,7 +300,27 @@ impl Shared {
         options: GenerateOptions,
     ) -> Result<UnboundedReceiver<Event>, ApiError> {
         let (events, receiver) = unbounded_channel();
-        self.engine.submit(Job { task, options, events })?;
+        self.engine.submit(Job { task, options, constraint: None, events })?;
+        Ok(receiver)
+    }
+
+    /// As [`submit`](Self::submit), for an answer in JSON of a schema, if there is one.
+    async fn submit_as(
+        self: &Arc<Self>,
+        task: Task,
+        options: GenerateOptions,
+        schema: Option<Value>,
+    ) -> Result<UnboundedReceiver<Event>, ApiError> {
+        let Some(schema) = schema else { return self.submit(task, options) };
+        let shared = Arc::clone(self);
+        let constraint = tokio::task::spawn_blocking(move || {
+            let model = &shared.engine.model;
+            let grammars = shared.grammars.get_or_init(|| Grammars::new(model));
+            grammars.as_ref().map_err(Clone::clone)?.json(schema)
+        });
+        let constraint = constraint.await.map_err(|error| ApiError::internal(&error))??;
+        let (events, receiver) = unbounded_channel();
+        self.engine.submit(Job { task, options, constraint: Some(constraint), events })?;
         Ok(receiver)
     }
 

@@ -78,10 +78,6 @@ struct Options {
 impl Common {
     /// How to answer. What ollama calls nothing said is what this server was told.
     fn options(&self, shared: &Shared) -> Result<GenerateOptions, ApiError> {
-        let has_format = self.format.as_ref().is_some_and(|f| !f.is_null() && f != "");
-        if has_format {
-            return Err(ApiError::invalid("format", "format is not supported yet: leave it out"));
-        }
         if self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
             return Err(ApiError::invalid("tools", "tools are not supported yet: leave them out"));
         }
@@ -94,6 +90,17 @@ impl Common {
 
     fn is_streamed(&self) -> bool {
         self.stream != Some(false)
+    }
+
+    /// The schema that an answer must have, if it must have one.
+    fn schema(&self) -> Result<Option<Value>, ApiError> {
+        match &self.format {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(name)) if name.is_empty() => Ok(None),
+            Some(Value::String(name)) if name == "json" => Ok(Some(json!({"type": "object"}))),
+            Some(schema @ Value::Object(_)) => Ok(Some(schema.clone())),
+            Some(_) => Err(ApiError::invalid("format", "use json, or a JSON schema")),
+        }
     }
 }
 
@@ -110,7 +117,7 @@ pub(super) async fn chat(
         Some(name) => turn_of_session(name, past)?,
         None => Task::Turn(past),
     };
-    answer(&shared, task, options, request.common.is_streamed(), "message").await
+    answer(&shared, task, options, &request.common, "message").await
 }
 
 pub(super) async fn generate(
@@ -146,20 +153,20 @@ pub(super) async fn generate(
             Task::Turn(Past { owner, system: request.system, turns })
         }
     };
-    answer(&shared, task, options, request.common.is_streamed(), "response").await
+    answer(&shared, task, options, &request.common, "response").await
 }
 
 async fn answer(
     shared: &Arc<Shared>,
     task: Task,
     options: GenerateOptions,
-    is_streamed: bool,
+    common: &Common,
     field: &'static str,
 ) -> Result<Response, OllamaError> {
-    let events = shared.submit(task, options)?;
+    let events = shared.submit_as(task, options, common.schema()?).await?;
     let mut lines =
         Lines { model: shared.config.model.clone(), field, start: Instant::now(), begun_at: None };
-    if is_streamed {
+    if common.is_streamed() {
         return Ok(shared.stream(events, lines, Framing::Lines));
     }
     let answer = shared.whole(events).await?;

@@ -116,6 +116,44 @@ fn tokens_are_told_with_their_probabilities() {
     assert_eq!(&streamed, tokens);
 }
 
+/// A model of random weights, hot, writes what its schema says, or as much of it as it may.
+#[test]
+fn answers_follow_their_schema() {
+    let server = Server::start(engine(2, 4), None);
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["red", "green"]},
+            "count": {"type": "integer", "minimum": 0, "maximum": 9},
+            "open": {"type": "boolean"},
+        },
+        "required": ["colour", "count", "open"],
+        "additionalProperties": false,
+    });
+    let format = json!({"type": "json_schema", "json_schema": {"name": "box", "schema": schema}});
+    for seed in 0..6 {
+        let (status, answer) = server.post(&json!({
+            "messages": [user("Hi")], "response_format": format, "max_tokens": 200,
+            "temperature": 3, "seed": seed,
+        }));
+        assert_eq!(status, 200, "{answer}");
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "stop", "{answer}");
+        let text = choice["message"]["content"].as_str().unwrap();
+        let value: Value = serde_json::from_str(text).unwrap();
+        let object = value.as_object().unwrap();
+        assert_eq!(object.len(), 3, "{text}");
+        assert!(["red", "green"].contains(&object["colour"].as_str().unwrap()));
+        assert!(object["count"].as_u64().unwrap() <= 9 && object["open"].is_boolean());
+    }
+    // One that is cut off.
+    let (_, answer) = server.post(&json!({
+        "messages": [user("Hi")], "response_format": {"type": "json_object"}, "max_tokens": 1,
+    }));
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert!(answer["choices"][0]["message"]["content"].as_str().unwrap().starts_with('{'));
+}
+
 #[test]
 fn penalties_and_biases_change_answers() {
     let server = Server::start(engine(2, 4), None);
@@ -205,11 +243,14 @@ fn what_cannot_be_answered_is_refused_in_openai_form() {
     refused(json!({"messages": valid, "logprobs": true, "top_logprobs": 99}), 400, "20");
     refused(json!({"messages": valid, "session": "work"}), 400, "keeps no sessions");
     refused(json!({"messages": valid, "tools": [{}]}), 400, "tools");
-    refused(
-        json!({"messages": valid, "response_format": {"type": "json_object"}}),
-        400,
-        "response_format",
-    );
+    for (format, word) in [
+        (json!({"type": "xml"}), "json_schema"),
+        (json!({"type": "json_schema"}), "no schema"),
+        (json!({"type": "json_schema", "json_schema": {"schema": {"type": 7}}}), "followed"),
+        (json!({"type": "json_schema", "json_schema": {"schema": []}}), "object"),
+    ] {
+        refused(json!({"messages": valid, "response_format": format}), 400, word);
+    }
     refused(json!({"messages": "Hi"}), 400, "sequence");
     refused(json!({}), 400, "messages");
     let long = "word ".repeat(40_000);

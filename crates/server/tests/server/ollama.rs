@@ -50,6 +50,19 @@ fn conversations_and_texts_are_answered_line_by_line() {
 }
 
 #[test]
+fn an_answer_can_be_asked_for_in_json() {
+    let server = Server::start(engine(2, 4), None);
+    let schema = json!({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+        "additionalProperties": false});
+    let body = json!({
+        "model": "tiny", "prompt": TURNS[0], "stream": false, "format": schema,
+        "options": {"num_predict": 100},
+    });
+    let text = lines(&server, "/api/generate", &body)[0]["response"].as_str().unwrap().to_owned();
+    assert!(serde_json::from_str::<Value>(&text).unwrap()["a"].is_boolean(), "{text}");
+}
+
+#[test]
 fn models_are_named_and_errors_are_words() {
     let server = Server::start(engine(1, 2), None);
     assert_eq!(server.get("GET", "/api/tags", None)["models"][0]["name"], "tiny");
@@ -59,7 +72,7 @@ fn models_are_named_and_errors_are_words() {
     for (path, body, status) in [
         ("/api/chat", json!({"model": "other", "messages": [user("Hi")]}), 404),
         ("/api/chat", json!({"model": "tiny", "messages": []}), 400),
-        ("/api/chat", json!({"model": "tiny", "messages": [user("Hi")], "format": "json"}), 400),
+        ("/api/chat", json!({"model": "tiny", "messages": [user("Hi")], "format": "xml"}), 400),
         ("/api/generate", json!({"model": "tiny", "prompt": "a", "images": ["x"]}), 400),
         ("/api/show", json!({"model": "other"}), 404),
         ("/api/generate", json!({}), 400),
