@@ -65,14 +65,17 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .context("cannot run everstream serve")?;
-        let said = child.stderr.take().context("it has no standard error")?;
+        let said = child.stderr.take();
+        // From here on it ends with this, whatever happens.
+        let mut server = Self { child, data, url: String::new() };
+        let said = said.context("it has no standard error")?;
         // It says where it listens; the rest is shown.
         let mut lines = BufReader::new(said).lines();
-        let mut url = None;
         for line in lines.by_ref() {
             let line = line?;
             if let Some((_, at)) = line.split_once(" at http://") {
-                url = at.split_once("/v1").map(|(address, _)| format!("http://{address}"));
+                let address = at.split_once("/v1").map_or(at, |(address, _)| address);
+                server.url = format!("http://{address}");
                 break;
             }
             eprintln!("{line}");
@@ -80,7 +83,6 @@ impl Server {
         std::thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| eprintln!("{line}"))
         });
-        let server = Self { child, data, url: url.unwrap_or_default() };
         match server.url.is_empty() {
             true => bail!("the server did not start"),
             false => Ok(server),

@@ -93,7 +93,14 @@ impl TokenLogProb {
     /// How likely `token` is by these logits, `[vocab_size]`, and the `n_top` most likely ones.
     #[must_use]
     pub fn new(logits: &[f32], token: u32, n_top: usize) -> Self {
-        Self { token, log_prob: log_prob(logits, token), top: top_log_probs(logits, n_top) }
+        let total = log_sum_exp(logits);
+        let log_prob = |token: u32| f64::from(logits[token as usize]) - total;
+        let top = most_likely(logits, n_top);
+        Self {
+            token,
+            log_prob: log_prob(token),
+            top: top.into_iter().map(|token| (token, log_prob(token))).collect(),
+        }
     }
 }
 
@@ -334,20 +341,18 @@ fn log_prob(logits: &[f32], token: u32) -> f64 {
     f64::from(logits[token as usize]) - log_sum_exp(logits)
 }
 
-/// The `n` most likely tokens with the logarithms of their probabilities, the most likely first.
-fn top_log_probs(logits: &[f32], n: usize) -> Vec<(u32, f64)> {
-    let n = n.min(logits.len());
-    if n == 0 {
-        return Vec::new();
+/// The `n` most likely tokens, the most likely first; among equals the lower one.
+fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
+    let mut best: Vec<u32> = Vec::with_capacity(n + 1);
+    for (token, &logit) in (0u32..).zip(logits) {
+        if best.len() == n && best.last().is_none_or(|&last| logit <= logits[last as usize]) {
+            continue;
+        }
+        let at = best.partition_point(|&other| logits[other as usize] >= logit);
+        best.insert(at, token);
+        best.truncate(n);
     }
-    let mut tokens: Vec<u32> = (0u32..).take(logits.len()).collect();
-    let logit = |token: u32| logits[token as usize];
-    let order = |&a: &u32, &b: &u32| logit(b).total_cmp(&logit(a)).then(a.cmp(&b));
-    tokens.select_nth_unstable_by(n - 1, order);
-    tokens.truncate(n);
-    tokens.sort_unstable_by(order);
-    let total = log_sum_exp(logits);
-    tokens.into_iter().map(|token| (token, f64::from(logit(token)) - total)).collect()
+    best
 }
 
 /// Text that ends where a stop text begins.
@@ -425,6 +430,19 @@ mod tests {
         text.finish("", &mut receive);
         assert_eq!(received, text.shown);
         (text.shown, text.is_stopped)
+    }
+
+    #[test]
+    fn the_most_likely_come_first() {
+        let logits = [1.0, 3.0, -2.0, 3.0, 2.0];
+        assert_eq!(most_likely(&logits, 0), [0u32; 0]);
+        assert_eq!(most_likely(&logits, 3), [1, 3, 4]);
+        assert_eq!(most_likely(&logits, 9), [1, 3, 4, 0, 2]);
+        let of = TokenLogProb::new(&logits, 4, 1);
+        assert_eq!(of.top[0].0, 1);
+        let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        assert!((of.log_prob - (2.0 - total.ln())).abs() < 1e-6);
+        assert!((of.top[0].1 - (3.0 - total.ln())).abs() < 1e-6);
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::ops::ControlFlow;
 
+use everstream_model::Model;
 use sha2::{Digest, Sha256};
 
 use crate::saved::Event;
-use crate::session::{QUERY_TOKENS, within};
+use crate::session::{QUERY_TOKENS, encode, within};
 use crate::{DocumentContext, Observer, Origin, Policy, Session, SessionError};
 
 /// How far a document was read.
@@ -36,9 +37,21 @@ pub struct Ingest {
     n_before: usize,
     starts: Vec<usize>,
     origin: Origin,
+    digest: [u8; 32],
 }
 
 impl Ingest {
+    /// A document that is to be read by a session of this model, encoded: what takes long of a long
+    /// document, and needs no session.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::MissingByte`].
+    pub fn new(model: &Model, text: &str, origin: Origin) -> Result<Self, SessionError> {
+        let (tokens, digest) = (encode(model, text)?, DocumentProgress::digest(&origin, text));
+        Ok(Self { tokens, n_read: 0, n_before: 0, starts: Vec::new(), origin, digest })
+    }
+
     /// Tokens of the document that have been read.
     #[must_use]
     pub fn n_read(&self) -> usize {
@@ -92,14 +105,12 @@ impl Session {
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
         self.end_document()?;
-        let tokens = self.encode(text)?;
-        let n_tokens = tokens.len();
+        let mut ingest = Ingest::new(&self.model, text, origin)?;
+        let n_tokens = ingest.n_tokens();
         self.check_dense(n_tokens)?;
-        let starts = match observer {
-            None => self.document_starts(&tokens, 0, false)?,
-            Some(_) => Vec::new(),
-        };
-        let mut ingest = Ingest { tokens, n_read: 0, n_before: 0, starts, origin };
+        if observer.is_none() {
+            ingest.starts = self.document_starts(&ingest.tokens, 0, false)?;
+        }
         let mut read = Ok(());
         while read.is_ok() && !ingest.is_read() {
             read = self.ingest_chunk(&mut ingest, observer.as_deref_mut());
@@ -113,7 +124,8 @@ impl Session {
     }
 
     /// As [`Session::ingest`], but what was read of this document before is not read again: a
-    /// session that was stopped while it read goes on there. `progress` hears of all tokens.
+    /// session that was stopped while it read goes on there. `progress` hears of all tokens, and of the
+    /// last ones when the document has ended.
     ///
     /// # Errors
     ///
@@ -124,7 +136,8 @@ impl Session {
         origin: Origin,
         progress: &mut dyn FnMut(&Self, usize, usize) -> ControlFlow<()>,
     ) -> Result<usize, SessionError> {
-        let mut ingest = self.begin_ingest(text, origin)?;
+        let mut ingest = Ingest::new(&self.model, text, origin)?;
+        self.begin_ingest(&mut ingest)?;
         while self.ingest_next(&mut ingest)? {
             if progress(self, ingest.n_read, ingest.n_tokens()).is_break() {
                 self.stop_ingest()?;
@@ -144,32 +157,30 @@ impl Session {
     /// # Errors
     ///
     /// As [`Session::ingest`].
-    pub fn begin_ingest(&mut self, text: &str, mut origin: Origin) -> Result<Ingest, SessionError> {
-        let tokens = self.encode(text)?;
-        let digest = DocumentProgress::digest(&origin, text);
+    pub fn begin_ingest(&mut self, ingest: &mut Ingest) -> Result<(), SessionError> {
+        let digest = ingest.digest;
         let at = match self.documents.iter().position(|document| document.digest == digest) {
             Some(at) => at,
             None => self.documents.len(),
         };
         let n_before = self.documents.get(at).map_or(0, |document| document.n_read as usize);
-        if n_before >= tokens.len() {
+        let n_before = n_before.min(ingest.n_tokens());
+        (ingest.n_read, ingest.n_before) = (n_before, n_before);
+        if ingest.is_read() {
             // It may have been stopped between the last token and the end of the turn.
-            if self.reading == Some(at) {
-                self.end_turn()?;
-            }
-            let n_before = tokens.len();
-            return Ok(Ingest { tokens, n_read: n_before, n_before, starts: Vec::new(), origin });
+            return if self.reading == Some(at) { self.end_turn() } else { Ok(()) };
         }
-        let read = &tokens[..n_before];
-        read.iter().for_each(|&id| origin.move_past(self.model.tokenizer().token_bytes(id)));
+        for &id in &ingest.tokens[..n_before] {
+            ingest.origin.move_past(self.model.tokenizer().token_bytes(id));
+        }
         if self.reading.is_some_and(|reading| reading != at) {
             self.end_turn()?;
         }
         let goes_on = self.reading.is_some();
         self.begin_document(digest)?;
-        self.check_dense(tokens.len() - n_before)?;
-        let starts = self.document_starts(&tokens, n_before, goes_on)?;
-        Ok(Ingest { tokens, n_read: n_before, n_before, starts, origin })
+        self.check_dense(ingest.n_tokens() - n_before)?;
+        ingest.starts = self.document_starts(&ingest.tokens, n_before, goes_on)?;
+        Ok(())
     }
 
     /// Reads the next chunk of a document, and ends its turn when all of it was read. Returns whether

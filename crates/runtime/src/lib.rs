@@ -64,7 +64,7 @@ pub use sampler::{Sampler, SamplerConfig};
 pub use saved::{
     Geometry, Resumed, SAVE_TOKENS, Storage, damaged_files, log_forgotten, saved_geometry,
 };
-pub use session::{Observer, Session, Timings, encode};
+pub use session::{Observer, QUERY_TOKENS, Session, Timings, encode};
 pub use together::{Step, append_each};
 pub use turns::Prefill;
 

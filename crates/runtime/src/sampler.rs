@@ -45,6 +45,14 @@ impl Default for SamplerConfig {
 /// Tokens that the repeat penalty looks back on.
 const PENALTY_TOKENS: usize = 64;
 
+/// Penalties that are taken from logits: larger ones could make a token that must not come less
+/// unlikely than one that may.
+const PENALTY_RULE: &str = "from -100 to 100";
+
+fn is_penalty(value: f32) -> bool {
+    (-100.0..=100.0).contains(&value)
+}
+
 /// A sampler. It has no state but its settings.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -74,8 +82,18 @@ impl Sampler {
             ),
             ("min-p", config.min_p, (0.0..=1.0).contains(&config.min_p), "from 0 to 1"),
             ("repeat-penalty", config.repeat_penalty, config.repeat_penalty > 0.0, "above 0"),
-            ("frequency_penalty", config.frequency_penalty, true, "a number"),
-            ("presence_penalty", config.presence_penalty, true, "a number"),
+            (
+                "frequency_penalty",
+                config.frequency_penalty,
+                is_penalty(config.frequency_penalty),
+                PENALTY_RULE,
+            ),
+            (
+                "presence_penalty",
+                config.presence_penalty,
+                is_penalty(config.presence_penalty),
+                PENALTY_RULE,
+            ),
         ];
         for (what, value, is_good, rule) in checks {
             if !is_good || !value.is_finite() {
@@ -328,6 +346,8 @@ mod tests {
             SamplerConfig { top_p: 0.0, ..Default::default() },
             SamplerConfig { min_p: 1.5, ..Default::default() },
             SamplerConfig { repeat_penalty: 0.0, ..Default::default() },
+            SamplerConfig { frequency_penalty: -101.0, ..Default::default() },
+            SamplerConfig { presence_penalty: f32::NAN, ..Default::default() },
         ] {
             assert!(Sampler::new(config).is_err(), "{config:?}");
         }

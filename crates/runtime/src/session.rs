@@ -16,8 +16,9 @@ use everstream_memory::{
 };
 use everstream_model::{Model, Sequence, SpecialTokens, TurnText, Workspace};
 
-/// Tokens of a query when a turn has no words of its own.
-pub(crate) const QUERY_TOKENS: usize = 64;
+/// Tokens of a query when a turn has no words of its own; what stands before so many tokens of a prompt's
+/// end is recalled in front of that end ([`Session::read_prompt`]).
+pub const QUERY_TOKENS: usize = 64;
 /// Rows whose logits are computed at once when every token is scored.
 const SCORED_ROWS: usize = 32;
 

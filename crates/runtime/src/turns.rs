@@ -32,10 +32,10 @@ impl Prefill {
         Ok(Self::new(system_tokens(model, system)?, Origin::turn(Role::System)))
     }
 
-    /// All of them.
+    /// Those that are still to be read.
     #[must_use]
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+    pub fn rest(&self) -> &[u32] {
+        &self.tokens[self.n_read..]
     }
 
     /// Tokens in all.

@@ -86,7 +86,7 @@ def check_errors():
     for expected, more in [
         (openai.BadRequestError, {"messages": []}),
         (openai.BadRequestError, {"messages": [user("a")], "n": 2}),
-        (openai.BadRequestError, {"messages": [user("a")], "model": "gpt-5"}),
+        (openai.NotFoundError, {"messages": [user("a")], "model": "gpt-5"}),
         (openai.BadRequestError, {"messages": [user("a")], "temperature": -1}),
     ]:
         try:

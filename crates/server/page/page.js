@@ -67,8 +67,9 @@ async function ask(path, options = {}) {
   throw new RequestError(response.status, message);
 }
 
+// Several requests may wait for the same key.
 function askForKey() {
-  return new Promise((resolve) => {
+  askForKey.asked ??= new Promise((resolve, reject) => {
     $("key-form").onsubmit = (event) => {
       event.preventDefault();
       key = $("key-text").value;
@@ -76,11 +77,13 @@ function askForKey() {
       $("key").close();
       resolve();
     };
-    if (!$("key").open) $("key").showModal();
-  });
+    $("key").oncancel = () => reject(new Error("this server answers only to those who have a key"));
+    $("key").showModal();
+  }).finally(() => (askForKey.asked = null));
+  return askForKey.asked;
 }
 
-const path = (rest = "") => `/v1/sessions/${encodeURIComponent(session)}${rest}`;
+const path = (rest = "", of = session) => `/v1/sessions/${encodeURIComponent(of)}${rest}`;
 
 // Sessions.
 
@@ -95,12 +98,12 @@ async function showSessions() {
         {},
         element(
           "button",
-          { type: "button", class: "name", "aria-current": String(name === session), onclick: () => open(name) },
+          { type: "button", class: "name", "aria-current": String(name === session), onclick: () => guarded(open)(name) },
           name,
         ),
         element(
           "button",
-          { type: "button", "aria-label": `Delete session ${name}`, onclick: () => remove(name) },
+          { type: "button", "aria-label": `Delete session ${name}`, onclick: () => guarded(remove)(name) },
           "×",
         ),
       ),
@@ -147,6 +150,7 @@ function say(who, text, kind = who) {
 }
 
 async function send(text) {
+  const of = session;
   say("user", text);
   const turn = say("assistant", "");
   const controller = (answering = new AbortController());
@@ -157,7 +161,7 @@ async function send(text) {
       method: "POST",
       signal: controller.signal,
       json: {
-        session,
+        session: of,
         stream: true,
         stream_options: { include_usage: true },
         messages: [{ role: "user", content: text }],
@@ -248,12 +252,16 @@ async function read(file) {
 // The cache and the memory.
 
 async function showState() {
+  const of = session;
+  let found = null;
   try {
-    state = await (await ask(path())).json();
+    found = await (await ask(path())).json();
   } catch (error) {
     if (error.status !== 404) throw error;
-    state = null;
   }
+  // Another session was opened meanwhile.
+  if (of !== session) return;
+  state = found;
   draw();
   showPins();
   if (state) showRecalled(state.recalled);
@@ -367,15 +375,16 @@ async function find(query) {
 }
 
 function look(block) {
+  const of = session;
   $("block-title").textContent = `tokens ${block.range[0]} to ${block.range[1]}`;
   $("block-text").textContent = block.text;
   $("block-pin").onclick = guarded(async () => {
-    await ask(path("/pins"), { method: "POST", json: { text: block.text } });
+    await ask(path("/pins", of), { method: "POST", json: { text: block.text } });
     $("block").close();
     await showState();
   });
   $("block-forget").onclick = guarded(async () => {
-    await ask(path(`/memory?from=${block.range[0]}&to=${block.range[1]}`), { method: "DELETE" });
+    await ask(path(`/memory?from=${block.range[0]}&to=${block.range[1]}`, of), { method: "DELETE" });
     $("block").close();
     $("found").replaceChildren();
     await showState();

@@ -5,31 +5,32 @@ use std::ops::ControlFlow;
 
 use everstream_runtime::memory::{RecalledBlock, Role};
 use everstream_runtime::{
-    Constraint, GenerateOptions, Generation, Ingest, Origin, Prefill, Session, SessionError,
-    TokenLogProb,
+    Constraint, GenerateOptions, Generation, Ingest, Origin, Prefill, QUERY_TOKENS, Session,
+    SessionError, TokenLogProb,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::conversation::{Conversation, Past, Speaker};
+use crate::conversation::{Before, Past, Speaker};
 use crate::engine::{Begun, DocumentEnd, Event, Piece, Recalled};
 use crate::saved::SessionId;
-
-/// The end of a prompt, which what was recalled stands in front of.
-const PROMPT_END_TOKENS: usize = 64;
 
 /// Where a stream goes when its work is done.
 #[derive(Debug)]
 pub(crate) enum Home {
     /// It rests until its next turn.
-    Conversation {
-        past: Past,
-        /// The conversation as it was, for the case that nothing comes of this turn.
-        before: Option<Conversation>,
-    },
+    Conversation(Box<TurnOf>),
     /// It has a name.
     Saved(SessionId),
     /// Nobody asks for it again.
     Nowhere,
+}
+
+/// A turn of a conversation.
+#[derive(Debug)]
+pub(crate) struct TurnOf {
+    pub(crate) past: Past,
+    /// The conversation as it was, for the case that nothing comes of this turn.
+    pub(crate) before: Option<Before>,
 }
 
 /// What is still to be read.
@@ -46,7 +47,7 @@ enum ToRead {
     /// The end of it, in front of which is put what it asks for.
     PromptEnd(Vec<u32>),
     /// A document.
-    Document { file: String, text: String },
+    Document(Ingest),
 }
 
 /// What is being read.
@@ -85,7 +86,6 @@ pub(crate) struct Active {
     echo: Option<Vec<TokenLogProb>>,
     /// Tokens of the answer of which the client knows how likely they were.
     n_told: usize,
-    document: Option<DocumentEnd>,
 }
 
 impl Active {
@@ -106,7 +106,6 @@ impl Active {
             constraint: None,
             echo: None,
             n_told: 0,
-            document: None,
         }
     }
 
@@ -115,18 +114,13 @@ impl Active {
         Self { constraint, ..self }
     }
 
-    /// What is read first.
-    pub(crate) fn with_prefill(self, prefill: Prefill) -> Self {
-        Self { reading: Some(Reading::Other(prefill)), ..self }
+    /// What is read first, if the stream is empty.
+    pub(crate) fn with_first(self, first: Option<Prefill>) -> Self {
+        Self { reading: first.map(Reading::Other), ..self }
     }
 
     /// The turns of a conversation, of which the first `n_known` are known.
-    pub(crate) fn with_turns(
-        self,
-        past: Past,
-        n_known: usize,
-        before: Option<Conversation>,
-    ) -> Self {
+    pub(crate) fn with_turns(self, past: Past, n_known: usize, before: Option<Before>) -> Self {
         let new = &past.turns[n_known..];
         let to_read = new.iter().enumerate().map(|(i, turn)| match turn.speaker {
             Speaker::Assistant => ToRead::Answer(turn.text.clone()),
@@ -134,7 +128,7 @@ impl Active {
             Speaker::User => ToRead::PastTurn(turn.text.clone()),
         });
         let to_read = to_read.collect();
-        Self { to_read, home: Home::Conversation { past, before }, ..self }
+        Self { to_read, home: Home::Conversation(Box::new(TurnOf { past, before })), ..self }
     }
 
     /// A turn of a session with a name.
@@ -142,21 +136,15 @@ impl Active {
         Self { to_read: [ToRead::Turn(text)].into(), home: Home::Saved(id), ..self }
     }
 
-    /// All of it is read for this request.
-    pub(crate) fn with_nothing_known(self) -> Self {
-        Self { n_known: 0, ..self }
-    }
-
     /// A document for a session with a name.
-    pub(crate) fn with_document(self, id: SessionId, file: String, text: String) -> Self {
-        let to_read = [ToRead::Document { file, text }].into();
-        Self { to_read, home: Home::Saved(id), ..self }
+    pub(crate) fn with_document(self, id: SessionId, document: Ingest) -> Self {
+        Self { to_read: [ToRead::Document(document)].into(), home: Home::Saved(id), ..self }
     }
 
     /// A text that is to go on. Whoever asks how likely it was gets it read as it stands.
     pub(crate) fn with_prompt(self, mut tokens: Vec<u32>, echo: bool) -> Self {
         let n_sink = self.session.config().n_sink;
-        let n_begin = tokens.len().saturating_sub(PROMPT_END_TOKENS);
+        let n_begin = tokens.len().saturating_sub(QUERY_TOKENS);
         let end = if echo || n_begin <= n_sink { Vec::new() } else { tokens.split_off(n_begin) };
         let mut to_read = VecDeque::from([ToRead::Prompt(tokens)]);
         if !end.is_empty() {
@@ -168,6 +156,12 @@ impl Active {
     /// Whether nobody waits for what comes of it.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// Whether more was read than what every stream begins with, or that is not all there yet.
+    pub(crate) fn is_begun(&self) -> bool {
+        let is_first = self.n_known == 0 && !self.to_read.is_empty();
+        !(is_first && matches!(self.reading, Some(Reading::Other(_))))
     }
 
     pub(crate) fn has_to_read(&self) -> bool {
@@ -183,32 +177,28 @@ impl Active {
                 None => return self.begin_answer(),
             },
         };
-        let (reading, has_more) = match reading {
-            Reading::Answer(mut prefill) => {
-                let has_more = self.session.prefill(&mut prefill)?;
-                if !has_more {
-                    self.session.close_answer()?;
-                }
-                (Reading::Answer(prefill), has_more)
-            }
-            Reading::Other(mut prefill) => {
-                let has_more = self.prefill(&mut prefill)?;
-                (Reading::Other(prefill), has_more)
-            }
+        match reading {
+            Reading::Answer(mut prefill) => match self.session.prefill(&mut prefill)? {
+                true => self.reading = Some(Reading::Answer(prefill)),
+                false => self.session.close_answer()?,
+            },
+            Reading::Other(mut prefill) => match self.prefill(&mut prefill)? {
+                true => self.reading = Some(Reading::Other(prefill)),
+                false if self.to_read.is_empty() => return self.begin_answer(),
+                false => {}
+            },
             Reading::Document(mut ingest) => {
                 let has_more = self.session.ingest_next(&mut ingest)?;
                 let (n_read, n_tokens) = (ingest.n_read(), ingest.n_tokens());
                 let _ = self.events.send(Event::Read { n_read, n_tokens });
-                let (n_known, n_stream) = (ingest.n_before(), self.session.n_tokens());
-                self.document = Some(DocumentEnd { n_tokens, n_known, n_stream });
-                (Reading::Document(ingest), has_more)
+                if !has_more {
+                    let (n_known, n_stream) = (ingest.n_before(), self.session.n_tokens());
+                    let end = DocumentEnd { n_tokens, n_known, n_stream };
+                    let _ = self.events.send(Event::DocumentEnded(end));
+                    return Ok(Next::End);
+                }
+                self.reading = Some(Reading::Document(ingest));
             }
-        };
-        match (has_more, self.to_read.is_empty(), self.document) {
-            (true, ..) => self.reading = Some(reading),
-            (false, true, Some(_)) => return Ok(Next::End),
-            (false, true, None) => return self.begin_answer(),
-            (false, false, _) => {}
         }
         Ok(Next::Read)
     }
@@ -228,8 +218,9 @@ impl Active {
                 session.recall_beside_window(&session.text_of(&tokens))?;
                 Reading::Other(prompt(tokens))
             }
-            ToRead::Document { file, text } => {
-                Reading::Document(session.begin_ingest(&text, Origin::file(&file))?)
+            ToRead::Document(mut ingest) => {
+                session.begin_ingest(&mut ingest)?;
+                Reading::Document(ingest)
             }
         })
     }
@@ -238,12 +229,13 @@ impl Active {
     fn prefill(&mut self, prefill: &mut Prefill) -> Result<bool, SessionError> {
         let Some(echo) = &mut self.echo else { return self.session.prefill(prefill) };
         let n_top = self.options.n_top;
-        let tokens = prefill.tokens().to_vec();
+        let (rest, n_chunk) = (prefill.rest(), self.session.config().chunk_tokens);
+        let next: Vec<u32> = rest.iter().skip(1).take(n_chunk).copied().collect();
+        let mut next = next.into_iter();
         self.session.prefill_observed(
             prefill,
-            Some(&mut |position, logits| {
-                // The stream holds nothing but the prompt.
-                if let Some(&next) = tokens.get(position.0 as usize + 1) {
+            Some(&mut |_, logits| {
+                if let Some(next) = next.next() {
                     echo.push(TokenLogProb::new(logits, next, n_top));
                 }
             }),
@@ -302,13 +294,6 @@ impl Active {
         let text = generated.text.clone();
         let _ = self.events.send(Event::Ended(generated));
         Some(text)
-    }
-
-    /// Tells that the document was read.
-    pub(crate) fn end_document(&self) {
-        if let Some(end) = self.document {
-            let _ = self.events.send(Event::DocumentEnded(end));
-        }
     }
 
     fn tell(&self, piece: Piece) {

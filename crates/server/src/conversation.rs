@@ -73,6 +73,21 @@ pub(crate) struct RestingLimits {
     pub(crate) n_bytes: u64,
 }
 
+/// A conversation as it was before the turn that is worked on.
+#[derive(Debug)]
+pub(crate) struct Before {
+    conversation: Conversation,
+    /// Whether it was answered once already, in other words or from here.
+    is_earlier: bool,
+}
+
+impl Before {
+    /// The same conversation, to be continued apart from this one.
+    pub(crate) fn branch(&self) -> Result<Conversation, SessionError> {
+        self.conversation.branch()
+    }
+}
+
 /// Conversations that rest, the one that was used last at the end.
 #[derive(Debug)]
 pub(crate) struct Resting {
@@ -93,35 +108,48 @@ impl Resting {
     }
 
     /// Takes out the conversation with the longest past that `past` goes on with.
-    pub(crate) fn take(&mut self, past: &Past) -> Option<Conversation> {
+    pub(crate) fn take(&mut self, past: &Past) -> Option<Before> {
         let longest = |of: &[Conversation]| {
             let known = of.iter().enumerate().filter(|(_, c)| past.goes_on_with(&c.past));
             known.map(|(at, c)| (c.past.turns.len(), at)).max()
         };
-        match (longest(&self.conversations), longest(&self.earlier)) {
-            (Some((n, at)), earlier) if earlier.is_none_or(|(n_earlier, _)| n_earlier <= n) => {
-                Some(self.conversations.remove(at))
-            }
-            (_, Some((_, at))) => Some(self.earlier.remove(at)),
-            (_, None) => None,
+        let (newest, earlier) = (longest(&self.conversations), longest(&self.earlier));
+        let is_earlier = earlier.map(|(n, _)| n) > newest.map(|(n, _)| n);
+        let (list, found) = match is_earlier {
+            true => (&mut self.earlier, earlier),
+            false => (&mut self.conversations, newest),
+        };
+        found.map(|(_, at)| Before { conversation: list.remove(at), is_earlier })
+    }
+
+    /// Puts a conversation back where it was: nothing came of its turn.
+    pub(crate) fn put_back(&mut self, before: Option<Before>) {
+        let Some(Before { conversation, is_earlier }) = before else { return };
+        match is_earlier {
+            true => self.earlier.push(conversation),
+            false => self.conversations.push(conversation),
         }
+        self.forget_surplus();
     }
 
     /// Keeps a conversation, and how it was before its last turn if that is known. Those that have
     /// rested longest are forgotten if there are too many; the newest stays however large it is.
-    pub(crate) fn keep(&mut self, conversation: Conversation, before: Option<Conversation>) {
+    pub(crate) fn keep(&mut self, conversation: Conversation, before: Option<Before>) {
         self.conversations.push(conversation);
-        self.earlier.extend(before);
-        let RestingLimits { n_conversations, n_bytes } = self.limits;
-        forget_oldest(&mut self.conversations, n_conversations, n_bytes);
-        // What both have in common is in memory once; the caches are not.
-        forget_oldest(&mut self.earlier, n_conversations, n_bytes);
+        self.earlier.extend(before.map(|before| before.conversation));
+        self.forget_surplus();
     }
-}
 
-fn forget_oldest(conversations: &mut Vec<Conversation>, n: usize, n_bytes: u64) {
-    let mut bytes: u64 = conversations.iter().map(Conversation::bytes).sum();
-    while conversations.len() > 1 && (conversations.len() > n || bytes > n_bytes) {
-        bytes -= conversations.remove(0).bytes();
+    /// Earlier states go first: whoever wants one back has its turns read again.
+    fn forget_surplus(&mut self) {
+        let RestingLimits { n_conversations, n_bytes } = self.limits;
+        let bytes = |of: &[Conversation]| of.iter().map(Conversation::bytes).sum::<u64>();
+        let mut n_left = n_bytes;
+        for (list, n_kept) in [(&mut self.conversations, 1), (&mut self.earlier, 0)] {
+            while list.len() > n_conversations || (list.len() > n_kept && bytes(list) > n_left) {
+                list.remove(0);
+            }
+            n_left = n_left.saturating_sub(bytes(list));
+        }
     }
 }

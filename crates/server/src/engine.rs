@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use everstream_runtime::memory::Embedder;
 use everstream_runtime::model::{Model, Workspace};
 use everstream_runtime::{
-    Constraint, GenerateOptions, Generated, SamplerConfig, Session, SessionConfig, Step,
-    TokenLogProb, append_each,
+    Constraint, GenerateOptions, Generated, Ingest, SamplerConfig, Session, SessionConfig,
+    SessionError, Step, TokenLogProb, append_each,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub sampler: SamplerConfig,
     /// Tokens of an answer at most where a request does not say.
     pub max_tokens: usize,
+    /// And where it does.
+    pub max_answer: usize,
     /// Conversations that are kept for their next turn.
     pub max_resting: NonZeroUsize,
     /// Bytes of their keys and values; the newest is kept however large it is.
@@ -56,12 +58,13 @@ pub struct Engine {
     pub(crate) encoder: Option<Arc<dyn Embedder>>,
     pub(crate) sampler: SamplerConfig,
     pub(crate) max_tokens: usize,
+    pub(crate) max_answer: usize,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 /// What the thread is told.
 enum Message {
-    Job(Job, OwnedSemaphorePermit),
+    Job(Box<Job>, OwnedSemaphorePermit),
     /// Something short, which does not wait for its turn.
     Command(Box<dyn FnOnce(&mut Streams) + Send>),
 }
@@ -85,12 +88,14 @@ pub(crate) enum Task {
     /// A text that is to go on; `echo` asks how likely its own tokens were.
     Completion { tokens: Vec<u32>, echo: bool },
     /// A text that a session with a name is to know.
-    Document { id: SessionId, file: String, text: String },
+    Document { id: SessionId, document: Ingest },
 }
 
 /// What a client hears of its job, in this order.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// It is being worked on.
+    Accepted,
     /// How much of a document has been read, and of how much.
     Read { n_read: usize, n_tokens: usize },
     /// The text was read; the answer begins.
@@ -170,6 +175,7 @@ impl Engine {
             encoder: encoder.clone(),
             sampler: config.sampler,
             max_tokens: config.max_tokens,
+            max_answer: config.max_answer,
             metrics: Arc::clone(&metrics),
         };
         let limits = RestingLimits {
@@ -187,7 +193,7 @@ impl Engine {
             active: Vec::new(),
             resting: Resting::new(limits),
             saved,
-            next: 0,
+            next_reader: 0,
             workspace: Workspace::default(),
             model,
             encoder,
@@ -200,10 +206,16 @@ impl Engine {
         Ok((engine, thread))
     }
 
-    /// Queues a job.
-    pub(crate) fn submit(&self, job: Job) -> Result<(), ApiError> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ApiError::busy())?;
-        self.messages.send(Message::Job(job, place)).map_err(|_| ApiError::stopped())
+    /// Queues jobs: all of them, or none if there is no place for all.
+    pub(crate) fn submit(&self, jobs: Vec<Job>) -> Result<(), ApiError> {
+        let places = Arc::clone(&self.places).try_acquire_many_owned(jobs.len() as u32);
+        let mut places = places.map_err(|_| ApiError::busy())?;
+        for job in jobs {
+            let Some(place) = places.split(1) else { return Err(ApiError::busy()) };
+            let sent = self.messages.send(Message::Job(Box::new(job), place));
+            sent.map_err(|_| ApiError::stopped())?;
+        }
+        Ok(())
     }
 
     /// What `ask` finds on the thread. It must be short: everybody waits for it.
@@ -223,12 +235,12 @@ impl Engine {
 #[derive(Debug)]
 pub(crate) struct Streams {
     /// With their places in the queue, which end with their waiting.
-    waiting: VecDeque<(Job, OwnedSemaphorePermit)>,
+    waiting: VecDeque<(Box<Job>, OwnedSemaphorePermit)>,
     active: Vec<Active>,
     resting: Resting,
     pub(crate) saved: SavedSessions,
     /// Whose turn it is to read.
-    next: usize,
+    next_reader: usize,
     workspace: Workspace,
     model: Arc<Model>,
     encoder: Option<Arc<dyn Embedder>>,
@@ -283,10 +295,18 @@ impl Streams {
     }
 
     fn abandon(&mut self, active: Active) {
+        let is_begun = active.is_begun();
         let Active { mut session, home, .. } = active;
         match home {
-            Home::Conversation { before: Some(before), .. } => self.resting.keep(before, None),
-            Home::Conversation { .. } | Home::Nowhere => {}
+            Home::Conversation(turn) => self.resting.put_back(turn.before),
+            Home::Nowhere => {}
+            Home::Saved(id) if !is_begun => {
+                // It would be a session with half a system prompt.
+                drop(session);
+                if let Err(error) = self.saved.delete(&id) {
+                    tracing::error!("session {:?}: {}", id.name, error.message());
+                }
+            }
             Home::Saved(id) => {
                 let ended = match session.awaits_answer() {
                     true => session.close_answer(),
@@ -308,9 +328,12 @@ impl Streams {
             let is_free = |job: &Job| job.task.session().is_none_or(|id| !self.is_active(id));
             let Some(at) = self.waiting.iter().position(|(job, _)| is_free(job)) else { return };
             let Some((job, _)) = self.waiting.remove(at) else { return };
-            let Job { task, options, constraint, events } = job;
+            let Job { task, options, constraint, events } = *job;
             match self.accept(task, options, events.clone()) {
-                Ok(active) => self.active.push(active.with_constraint(constraint)),
+                Ok(active) => {
+                    let _ = events.send(Event::Accepted);
+                    self.active.push(active.with_constraint(constraint));
+                }
                 Err(error) => drop(events.send(Event::Failed(error))),
             }
         }
@@ -331,7 +354,7 @@ impl Streams {
         if let Some(active) = self.active.iter_mut().find(is_it) {
             return look(&mut active.session);
         }
-        let mut session = self.saved.take(id, Absent::Refuse)?;
+        let (mut session, _) = self.saved.take(id, Absent::Refuse)?;
         let found = look(&mut session);
         self.saved.put(id.clone(), session);
         found
@@ -374,7 +397,7 @@ impl Streams {
                         Ok(active.with_turns(past, n_known_turns, Some(known)))
                     }
                     Err(error) => {
-                        self.resting.keep(known, None);
+                        self.resting.put_back(Some(known));
                         Err(error.into())
                     }
                 },
@@ -386,19 +409,19 @@ impl Streams {
                         self.config.session.clone(),
                         &prefill,
                     )?;
-                    let active = Active::new(session, options, events).with_prefill(prefill);
+                    let active = Active::new(session, options, events).with_first(Some(prefill));
                     Ok(active.with_turns(past, 0, None))
                 }
             },
             Task::SessionTurn { id, system, text } => {
-                let is_known = self.saved.names(&id.owner)?.contains(&id.name);
-                let session = self.saved.take(&id, Absent::Make(system.as_deref()))?;
-                let active = Active::new(session, options, events).with_turn(id, text);
-                Ok(if is_known { active } else { active.with_nothing_known() })
+                let (session, first) = self.saved.take(&id, Absent::Make(system.as_deref()))?;
+                let active = Active::new(session, options, events).with_first(first);
+                Ok(active.with_turn(id, text))
             }
-            Task::Document { id, file, text } => {
-                let session = self.saved.take(&id, Absent::MakeEmpty)?;
-                Ok(Active::new(session, options, events).with_document(id, file, text))
+            Task::Document { id, document } => {
+                let (session, first) = self.saved.take(&id, Absent::MakeEmpty)?;
+                let active = Active::new(session, options, events).with_first(first);
+                Ok(active.with_document(id, document))
             }
             Task::Completion { tokens, echo } => {
                 let (model, encoder) = (Arc::clone(&self.model), self.encoder.clone());
@@ -411,11 +434,12 @@ impl Streams {
     /// Reads one chunk of one text; who reads next takes turns.
     fn read_chunk(&mut self) {
         let n = self.active.len();
-        let Some(at) = (0..n).map(|i| (self.next + i) % n).find(|&i| self.active[i].has_to_read())
+        let Some(at) =
+            (0..n).map(|i| (self.next_reader + i) % n).find(|&i| self.active[i].has_to_read())
         else {
             return;
         };
-        self.next = at + 1;
+        self.next_reader = at + 1;
         let n_before = self.active[at].session.n_tokens();
         let read = self.active[at].read_chunk();
         self.metrics.read_tokens.inc_by(self.active[at].session.n_tokens() - n_before);
@@ -425,7 +449,7 @@ impl Streams {
                 self.metrics.recalled_blocks.inc_by(n_recalled as u64);
             }
             Ok(Next::End) => self.end_document(at),
-            Err(error) => self.fail(at, error.into()),
+            Err(error) => self.fail(at, error),
         }
     }
 
@@ -457,7 +481,7 @@ impl Streams {
         ended.sort_by_key(|&(at, _)| std::cmp::Reverse(at));
         for (at, error) in ended {
             match error {
-                Some(error) => self.fail(at, error.into()),
+                Some(error) => self.fail(at, error),
                 None => self.end_answer(at),
             }
         }
@@ -471,10 +495,10 @@ impl Streams {
         // The client has its answer; what follows is for the next turn.
         match home {
             Home::Nowhere => {}
-            Home::Conversation { past, before } => match session.close_answer() {
+            Home::Conversation(turn) => match session.close_answer() {
                 Ok(()) => {
-                    let conversation = Conversation { session, past: past.answered(text) };
-                    self.resting.keep(conversation, before);
+                    let conversation = Conversation { session, past: turn.past.answered(text) };
+                    self.resting.keep(conversation, turn.before);
                 }
                 // The conversation will be read again.
                 Err(error) => tracing::error!("a conversation is lost: {error}"),
@@ -486,23 +510,27 @@ impl Streams {
         }
     }
 
-    /// Ends a document.
+    /// A document was read.
     fn end_document(&mut self, at: usize) {
         let active = self.active.remove(at);
-        active.end_document();
         if let Active { session, home: Home::Saved(id), .. } = active {
             self.saved.put(id, session);
         }
     }
 
     /// A stream of which something could not be read is in a state that nobody knows: it goes, and
-    /// the conversation is as it was before, or the session as its files say.
-    fn fail(&mut self, at: usize, error: ApiError) {
-        let active = self.active.remove(at);
-        if let Home::Conversation { before: Some(before), .. } = active.home {
-            self.resting.keep(before, None);
+    /// the conversation is as it was before, or the session as its files say. A text that was refused
+    /// before anything was read of it changes nothing.
+    fn fail(&mut self, at: usize, error: SessionError) {
+        let is_refused =
+            matches!(error, SessionError::MissingByte { .. } | SessionError::Template(_));
+        let Active { session, home, events, .. } = self.active.remove(at);
+        match home {
+            Home::Conversation(turn) => self.resting.put_back(turn.before),
+            Home::Saved(id) if is_refused => self.saved.put(id, session),
+            Home::Saved(_) | Home::Nowhere => {}
         }
-        let _ = active.events.send(Event::Failed(error));
+        let _ = events.send(Event::Failed(error.into()));
     }
 
     /// Says how much there is to do.

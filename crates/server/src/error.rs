@@ -15,6 +15,8 @@ pub(crate) struct ApiError {
     kind: &'static str,
     /// The field of the request that is wrong, if it is one.
     param: Option<&'static str>,
+    /// OpenAI's name for it, if it has one.
+    code: Option<&'static str>,
     message: String,
 }
 
@@ -25,11 +27,17 @@ impl ApiError {
 
     /// A request that is no request at all.
     pub(crate) fn malformed(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, kind: "invalid_request_error", param: None, message: message.into() }
+        let kind = "invalid_request_error";
+        Self { status, kind, param: None, code: None, message: message.into() }
     }
 
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::malformed(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(crate) fn unknown_model(message: impl Into<String>) -> Self {
+        let (param, code) = (Some("model"), Some("model_not_found"));
+        Self { param, code, ..Self::not_found(message) }
     }
 
     /// Something that is in use.
@@ -70,7 +78,7 @@ impl ApiError {
             "message": self.message,
             "type": self.kind,
             "param": self.param,
-            "code": null,
+            "code": self.code,
         }})
     }
 
@@ -104,6 +112,10 @@ impl From<SessionError> for ApiError {
             | SessionError::EmptyStream
             | SessionError::Cache(_) => {
                 Self::malformed(StatusCode::BAD_REQUEST, with_causes(&error))
+            }
+            // What it says may quote the answer.
+            SessionError::Constraint { .. } => {
+                Self::invalid("response_format", "no answer can go on as the schema says")
             }
             SessionError::Store(store) | SessionError::Memory(MemoryError::Store(store)) => {
                 match store {

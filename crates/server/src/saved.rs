@@ -8,10 +8,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use everstream_runtime::memory::{Embedder, KvType, SessionFolder};
+use everstream_runtime::memory::{Embedder, Role, SessionFolder};
 use everstream_runtime::model::Model;
 use everstream_runtime::{
-    Policy, Prefill, Session, SessionConfig, SessionError, Storage, saved_geometry,
+    Origin, Policy, Prefill, Session, SessionConfig, SessionError, Storage, saved_geometry,
 };
 
 use crate::conversation::Owner;
@@ -67,8 +67,7 @@ impl SavedSessions {
         encoder: Option<Arc<dyn Embedder>>,
         session: &SessionConfig,
     ) -> Self {
-        let session = SessionConfig { memory_type: KvType::Q8, ..session.clone() };
-        Self { config, open: Vec::new(), model, encoder, session }
+        Self { config, open: Vec::new(), model, encoder, session: session.clone() }
     }
 
     /// Sessions that are open and not worked on.
@@ -96,11 +95,34 @@ impl SavedSessions {
         Ok(SessionFolder::list(&self.data_dir(owner)?).map_err(SessionError::from)?)
     }
 
-    /// Takes a session out, to be worked on; [`put`](Self::put) brings it back.
-    pub(crate) fn take(&mut self, id: &SessionId, absent: Absent<'_>) -> Result<Session, ApiError> {
-        match self.open.iter().position(|(open, _)| open == id) {
-            Some(at) => Ok(self.open.remove(at).1),
-            None => self.open(id, absent),
+    /// Takes a session out, to be worked on; [`put`](Self::put) brings it back. If it is empty, comes
+    /// with what is to be read first.
+    pub(crate) fn take(
+        &mut self,
+        id: &SessionId,
+        absent: Absent<'_>,
+    ) -> Result<(Session, Option<Prefill>), ApiError> {
+        let session = match self.open.iter().position(|(open, _)| open == id) {
+            Some(at) => self.open.remove(at).1,
+            None => self.open(id, absent)?,
+        };
+        let first = if session.n_tokens() == 0 { self.first(absent) } else { Ok(None) };
+        match first {
+            Ok(first) => Ok((session, first)),
+            Err(error) => {
+                self.put(id.clone(), session);
+                Err(error)
+            }
+        }
+    }
+
+    /// What an empty session begins with.
+    fn first(&self, absent: Absent<'_>) -> Result<Option<Prefill>, ApiError> {
+        let begin = |token| Prefill::new(vec![token], Origin::turn(Role::Document));
+        match absent {
+            Absent::Make(system) => check_system(&self.model, system).map(Some),
+            Absent::MakeEmpty => Ok(self.model.tokenizer().first_token().map(begin)),
+            Absent::Refuse => Ok(None),
         }
     }
 
@@ -117,8 +139,12 @@ impl SavedSessions {
 
     /// Saves all that are open.
     pub(crate) fn save_all(&mut self) -> Result<(), SessionError> {
-        let saved = self.open.iter_mut().map(|(_, session)| session.save());
-        saved.fold(Ok(()), |all, one| all.and(one))
+        let mut all = Ok(());
+        for (_, session) in &mut self.open {
+            // One that cannot be saved keeps no other from it.
+            all = all.and(session.save());
+        }
+        all
     }
 
     /// Deletes a session with all that it remembers.
@@ -135,36 +161,30 @@ impl SavedSessions {
             return Err(ApiError::stopped());
         };
         let known = self.names(&id.owner)?;
-        let is_known = known.contains(&id.name);
-        if !is_known && known.len() >= config.max_sessions.get() {
-            let message = format!("there are {} sessions: delete one", known.len());
-            return Err(ApiError::invalid("session", message));
-        }
-        if let (false, Absent::Make(system)) = (is_known, absent) {
-            check_system(&self.model, system)?;
-        }
+        let mut session = self.session.clone();
         let folder = match absent {
             Absent::Refuse => SessionFolder::open(&data_dir, &id.name),
-            Absent::Make(_) | Absent::MakeEmpty => SessionFolder::create(&data_dir, &id.name),
+            Absent::Make(_) | Absent::MakeEmpty => {
+                if !known.contains(&id.name) {
+                    if known.len() >= config.max_sessions.get() {
+                        let message = format!("there are {} sessions: delete one", known.len());
+                        return Err(ApiError::invalid("session", message));
+                    }
+                    // All of what it begins with is pinned.
+                    let n_first = self.first(absent)?.map_or(0, |first| first.n_tokens());
+                    session.n_sink = session.n_sink.max(n_first);
+                }
+                SessionFolder::create(&data_dir, &id.name)
+            }
         };
         let folder = Arc::new(folder.map_err(SessionError::from)?);
-        let mut session = self.session.clone();
         if let Some(geometry) = saved_geometry(&folder)? {
             geometry.apply(&mut session);
         }
         let max_bytes = Some(config.max_bytes);
         let storage = Storage { folder, max_bytes, accepts_loss: false };
         let (model, encoder) = (Arc::clone(&self.model), Arc::clone(encoder));
-        let mut session = match absent {
-            Absent::Make(system) => {
-                Session::open_with_system(model, encoder, session, &storage, system)?
-            }
-            Absent::MakeEmpty | Absent::Refuse => {
-                let mut session = Session::open(model, encoder, session, &storage)?;
-                session.begin()?;
-                session
-            }
-        };
+        let mut session = Session::open(model, encoder, session, &storage)?;
         if session.awaits_answer() {
             // A crash has cut it off; it stays as far as it came.
             session.close_answer()?;

@@ -35,6 +35,9 @@ pub(crate) struct ServeArgs {
     /// Memory for their keys and values; the newest is kept however large it is
     #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = size)]
     pub(crate) conversations_memory: u64,
+    /// Tokens of an answer at most, whatever a request says
+    #[arg(long, value_name = "N", default_value_t = 16_384)]
+    pub(crate) max_answer: usize,
     /// Sessions with a name that one key may have, on disk
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(crate) max_sessions: NonZeroUsize,

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &KeyArgs) -> anyhow::Result<()> {
     }
     let is_new = !args.keys.exists();
     let known = if is_new { Vec::new() } else { read(&args.keys)? };
-    if known.iter().any(|(name, _)| *name == args.name) {
+    if known.iter().any(|(name, _)| name.to_lowercase() == args.name.to_lowercase()) {
         bail!(
             "{} has a key of {:?}: remove its line for a new one",
             args.keys.display(),
@@ -48,19 +48,24 @@ pub(crate) fn run(args: &KeyArgs) -> anyhow::Result<()> {
 
 /// The keys of a file: names, and the SHA-256 of each key.
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<(String, [u8; 32])>> {
-    let mut keys = Vec::new();
+    let mut keys: Vec<(String, [u8; 32])> = Vec::new();
     for (i, line) in fs_err::read_to_string(path)?.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let key = line.split_once(' ').and_then(|(name, digest)| {
-            Some((name.to_owned(), bytes(digest.trim())?)).filter(|_| check_name(name).is_ok())
-        });
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let key = match words[..] {
+            [name, digest] if check_name(name).is_ok() => {
+                bytes(digest).map(|d| (name.to_owned(), d))
+            }
+            _ => None,
+        };
         let Some(key) = key else {
             bail!("{}, line {}: not a name and a SHA-256", path.display(), i + 1);
         };
-        if keys.iter().any(|(name, _)| *name == key.0) {
+        // Some file systems do not tell upper case from lower.
+        if keys.iter().any(|(name, _)| name.to_lowercase() == key.0.to_lowercase()) {
             bail!("{}, line {}: {:?} has a key already", path.display(), i + 1, key.0);
         }
         keys.push(key);
@@ -74,7 +79,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn bytes(hex: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
+    if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {

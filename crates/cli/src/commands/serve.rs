@@ -1,9 +1,11 @@
 //! `everstream serve`: conversations of any length for any OpenAI client.
 
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use everstream_runtime::memory::{DEFAULT_SEGMENT_BYTES, SessionFolder};
 use everstream_runtime::{DocumentContext, Policy, Sampler};
 use everstream_server::{Engine, EngineConfig, Keys, SavedConfig, ServerConfig, serve};
 
@@ -30,13 +32,21 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         bail!("--stop belongs to requests: leave it out");
     }
     let keys = keys(args)?;
+    let least = 2 * DEFAULT_SEGMENT_BYTES;
+    if args.memory_max < least {
+        bail!(
+            "--memory-max {} is too little: use at least {}",
+            args.memory_max,
+            output::size(least)
+        );
+    }
     if !args.addr.ip().is_loopback() && keys.is_open() {
         bail!(
             "{} can be reached by others: give --api-key KEY or --keys FILE, or listen at 127.0.0.1",
             args.addr
         );
     }
-    // A conversation is kept as a session is: in memory, it would be twice as large as f16.
+    // As in `chat`, what is kept takes 8 bits a number.
     if args.recall.memory_type.is_none() {
         config.memory_type = load::SAVED_MEMORY_TYPE;
     }
@@ -48,8 +58,12 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let model = load::model(common, &args.model.model)?;
     let encoder = load::encoder_or_sink(common, args.policy, &mut config)?;
     load::index(&args.recall.index, None, encoder.as_deref(), &mut config)?;
+    let data_dir = load::data_dir(common)?;
+    // What would be wrong with the first session is said now.
+    SessionFolder::list(&data_dir)?;
+    fs_err::create_dir_all(data_dir.join("sessions"))?;
     let saved = SavedConfig {
-        data_dir: load::data_dir(common)?,
+        data_dir,
         max_bytes: args.memory_max,
         max_sessions: args.max_sessions,
         max_open: args.open_sessions,
@@ -58,6 +72,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         session: config,
         sampler: defaults.sampler,
         max_tokens: defaults.max_tokens,
+        max_answer: args.max_answer,
         max_resting: args.conversations,
         max_resting_bytes: args.conversations_memory,
         max_active: args.max_active,
@@ -68,8 +83,8 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let (engine, thread) = started.map_err(anyhow::Error::from_boxed)?;
     let server = ServerConfig { model: name(&args.model.model), keys };
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let served = runtime.block_on(listen(args, engine, server));
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(listen(args, engine, server, &thread));
     // Whoever still waits is dropped, and what was begun for them ends.
     runtime.shutdown_timeout(Duration::from_secs(1));
     if thread.join().is_err() {
@@ -79,7 +94,12 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 /// Serves until a signal comes, and then until all answers are given or the time for that is over.
-async fn listen(args: &ServeArgs, engine: Engine, server: ServerConfig) -> anyhow::Result<()> {
+async fn listen(
+    args: &ServeArgs,
+    engine: Engine,
+    server: ServerConfig,
+    thread: &JoinHandle<()>,
+) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(args.addr)
         .await
         .with_context(|| format!("cannot listen at {}", args.addr))?;
@@ -100,10 +120,17 @@ async fn listen(args: &ServeArgs, engine: Engine, server: ServerConfig) -> anyho
         let _ = also_stopped.wait_for(|&is_stopped| is_stopped).await;
         tokio::time::sleep(grace).await;
     };
+    // Without the engine nothing can be answered: whoever watches the process starts it again.
+    let dead = async {
+        while !thread.is_finished() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
     let stop = async move { drop(stopped.wait_for(|&is_stopped| is_stopped).await) };
     tokio::select! {
         served = serve(listener, engine, server, stop) => Ok(served?),
         () = too_late => Ok(()),
+        () = dead => Ok(()),
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use sha2::{Digest, Sha256};
 
-use super::Shared;
+use super::{Shared, refuse};
 use crate::conversation::Owner;
 use crate::error::ApiError;
 
@@ -74,18 +74,18 @@ pub(super) async fn authorize(
     let headers = request.headers();
     if !is_own_origin(headers) {
         let message = "pages of other sites may not ask this server";
-        return ApiError::malformed(StatusCode::FORBIDDEN, message).into_response();
+        return refuse(request.uri(), ApiError::malformed(StatusCode::FORBIDDEN, message));
     }
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer "));
+    let given = given.and_then(|value| value.split_once(' '));
+    let given = given
+        .and_then(|(scheme, key)| scheme.eq_ignore_ascii_case("bearer").then(|| key.trim_start()));
     let owner = match (shared.config.keys.is_open(), given) {
         // Without a key, a page whose name its owner has pointed here could ask and read.
         (true, _) if !is_own_name(headers) => {
-            return ApiError::malformed(
-                StatusCode::FORBIDDEN,
-                "without an API key this server answers to localhost and to IP addresses only",
-            )
-            .into_response();
+            let message =
+                "without an API key this server answers to localhost and to IP addresses only";
+            return refuse(request.uri(), ApiError::malformed(StatusCode::FORBIDDEN, message));
         }
         (true, _) => Some(Owner::from("")),
         (false, given) => given.and_then(|given| shared.config.keys.owner(given)),
@@ -95,12 +95,13 @@ pub(super) async fn authorize(
             request.extensions_mut().insert(owner);
             next.run(request).await
         }
-        None => ApiError::unauthorized().into_response(),
+        None => refuse(request.uri(), ApiError::unauthorized()),
     }
 }
 
 /// Whether a request is of no page, or of this server's own. A browser says whose page asks whenever it
-/// asks for more than to read.
+/// asks for more than to read; so pages of other sites change nothing here, whatever content type
+/// they send.
 fn is_own_origin(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or(""));
     match (text(header::ORIGIN), text(header::HOST)) {

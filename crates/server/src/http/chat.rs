@@ -17,14 +17,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sampling::Sampling;
-use super::{Answer, Framing, Parts, Reply, Shared, parse};
+use super::{Answer, Framing, Parts, Reply, Shared, parse, session_name};
 use crate::conversation::{Owner, Past, Speaker, Turn};
 use crate::engine::{Begun, Piece, Recalled, Task};
 use crate::error::ApiError;
 use crate::saved::SessionId;
 
-/// Names a session where a client cannot add a field to its requests.
-const SESSION_HEADER: &str = "x-everstream-session";
 /// Alternatives to each token at most.
 const MAX_TOP: usize = 20;
 
@@ -91,7 +89,7 @@ pub(super) struct Message {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "content must be a text, or a list of parts")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),
@@ -118,13 +116,13 @@ pub(super) async fn chat(
     options.log_probs = request.logprobs == Some(true);
     options.n_top = request.top_logprobs.unwrap_or(0);
     let past = past(owner, &request.messages)?;
-    let header = headers.get(SESSION_HEADER).map(|name| name.to_str().unwrap_or("").to_owned());
-    let task = match request.session.clone().or(header) {
+    let task = match session_name(&headers, request.session.clone()) {
         Some(name) => turn_of_session(name, past)?,
         None => Task::Turn(past),
     };
     let schema = request.response_format.as_ref().map(ResponseFormat::schema).transpose()?;
-    let events = shared.submit_as(task, options, schema.flatten()).await?;
+    let constraint = shared.constraint(schema.flatten()).await?;
+    let events = shared.submit(task, options, constraint)?;
     let model = Arc::clone(&shared.engine.model);
     let reply = ChatReply {
         reply: shared.reply("chatcmpl"),
@@ -133,7 +131,7 @@ pub(super) async fn chat(
         include_usage: request.stream_options.is_some_and(|o| o.include_usage == Some(true)),
     };
     match request.stream == Some(true) {
-        true => Ok(shared.stream(events, reply, Framing::Events)),
+        true => shared.stream(events, reply, Framing::Events).await,
         false => Ok(Json(reply.whole(&shared.whole(events).await?)).into_response()),
     }
 }

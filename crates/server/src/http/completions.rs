@@ -12,17 +12,20 @@ use everstream_runtime::model::Model;
 use everstream_runtime::{Generated, TokenLogProb, encode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::unbounded_channel;
 
 use super::chat::{StreamOptions, finish_reason, recalled, usage};
 use super::sampling::Sampling;
-use super::{Answer, Framing, Parts, Reply, Shared, parse};
-use crate::engine::{Begun, Piece, Task};
+use super::{Answer, Framing, Parts, Reply, Shared, off_thread, parse, session_name};
+use crate::engine::{Begun, Job, Piece, Task};
 use crate::error::ApiError;
 
 /// Alternatives to each token at most.
 const MAX_TOP: usize = 20;
 /// Prompts of a request at most.
 const MAX_PROMPTS: usize = 64;
+/// Tokens of a prompt at most of which each is told how likely it was.
+const MAX_SCORED_TOKENS: usize = 32_768;
 /// Tokens of an answer where a request does not say, as OpenAI has it.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
@@ -37,6 +40,7 @@ struct CompletionRequest {
     logprobs: Option<usize>,
     echo: Option<bool>,
     suffix: Option<String>,
+    session: Option<String>,
     best_of: Option<u64>,
     #[serde(flatten)]
     sampling: Sampling,
@@ -44,7 +48,10 @@ struct CompletionRequest {
 
 /// One prompt or several, as text or as tokens.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "prompt must be a text, a list of texts, of tokens, or of lists of tokens"
+)]
 enum Prompts {
     Text(String),
     Tokens(Vec<u32>),
@@ -76,12 +83,18 @@ pub(super) async fn completions(
 ) -> Result<Response, ApiError> {
     let request: CompletionRequest = parse(&headers, body)?;
     shared.check_model(request.model.as_deref())?;
+    if session_name(&headers, request.session.clone()).is_some() {
+        let message = "a completion is no turn of a session: use /v1/chat/completions";
+        return Err(ApiError::invalid("session", message));
+    }
     let n_top = request.check()?;
     let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     let mut options = request.sampling.options(&shared, Some(max_tokens))?;
     (options.log_probs, options.n_top) = (n_top.is_some(), n_top.unwrap_or(0));
     let model = Arc::clone(&shared.engine.model);
-    let prompts = request.prompt.tokens(&model)?;
+    let given = request.prompt;
+    let prompts = off_thread(move || given.tokens(&model)).await?;
+    let model = Arc::clone(&shared.engine.model);
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         let message = format!("there must be a prompt, and may be {MAX_PROMPTS}");
         return Err(ApiError::invalid("prompt", message));
@@ -102,11 +115,20 @@ pub(super) async fn completions(
         return Err(ApiError::invalid("stream", "one prompt at a time can be streamed"));
     }
     let echo = request.echo == Some(true);
-    let mut replies = Vec::new();
-    for prompt in prompts {
-        let task = Task::Completion { tokens: prompt.clone(), echo: echo && n_top.is_some() };
-        replies.push((prompt, shared.submit(task, options.clone())?));
+    let is_scored = echo && n_top.is_some();
+    if is_scored && prompts.iter().any(|prompt| prompt.len() > MAX_SCORED_TOKENS) {
+        let message =
+            format!("with echo and logprobs a prompt may have {MAX_SCORED_TOKENS} tokens");
+        return Err(ApiError::invalid("prompt", message));
     }
+    let (mut jobs, mut replies) = (Vec::new(), Vec::new());
+    for prompt in prompts {
+        let (events, receiver) = unbounded_channel();
+        let task = Task::Completion { tokens: prompt.clone(), echo: is_scored };
+        jobs.push(Job { task, options: options.clone(), constraint: None, events });
+        replies.push((prompt, receiver));
+    }
+    shared.engine.submit(jobs)?;
     let reply = CompletionReply {
         reply: shared.reply("cmpl"),
         model,
@@ -114,9 +136,10 @@ pub(super) async fn completions(
         log_probs: n_top.is_some(),
         include_usage: request.stream_options.is_some_and(|o| o.include_usage == Some(true)),
         prompt: Vec::new(),
+        offset: 0,
     };
     if is_streamed && let Some((prompt, events)) = replies.pop() {
-        return Ok(shared.stream(events, CompletionReply { prompt, ..reply }, Framing::Events));
+        return shared.stream(events, CompletionReply { prompt, ..reply }, Framing::Events).await;
     }
     let mut answers = Vec::new();
     for (prompt, events) in replies {
@@ -151,6 +174,8 @@ struct CompletionReply {
     include_usage: bool,
     /// The prompt of the completion that is streamed.
     prompt: Vec<u32>,
+    /// Where in the text the next token stands of those that are streamed.
+    offset: usize,
 }
 
 impl CompletionReply {
@@ -164,10 +189,11 @@ impl CompletionReply {
             // The token that ended an answer counts here, as it does for OpenAI.
             let of = answer.begun.log_probs.iter().chain(&generated.log_probs);
             let first = prompt.first().filter(|_| self.echo);
+            let mut offset = 0;
             json!({
                 "index": index,
                 "text": text,
-                "logprobs": self.log_probs(first, of),
+                "logprobs": self.log_probs(first, of, &mut offset),
                 "finish_reason": finish_reason(generated.stop),
             })
         };
@@ -207,17 +233,17 @@ impl CompletionReply {
         &self,
         first: Option<&u32>,
         of: impl Iterator<Item = &'a TokenLogProb>,
+        offset: &mut usize,
     ) -> Value {
         if !self.log_probs {
             return Value::Null;
         }
         let (mut tokens, mut token_logprobs, mut top_logprobs, mut offsets) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut offset = 0;
         let mut push = |token: u32, log_prob: Value, top: Value| {
             let name = self.name(token);
-            offsets.push(offset);
-            offset += name.chars().count();
+            offsets.push(*offset);
+            *offset += name.chars().count();
             tokens.push(name);
             token_logprobs.push(log_prob);
             top_logprobs.push(top);
@@ -270,7 +296,10 @@ impl Parts for CompletionReply {
     fn begun(&mut self, begun: &Begun) -> Option<Value> {
         let (text, log_probs) = match self.echo {
             true => {
-                let log_probs = self.log_probs(self.prompt.first(), begun.log_probs.iter());
+                let mut offset = self.offset;
+                let of = begun.log_probs.iter();
+                let log_probs = self.log_probs(self.prompt.first(), of, &mut offset);
+                self.offset = offset;
                 (self.text(&self.prompt), log_probs)
             }
             false => (String::new(), Value::Null),
@@ -281,13 +310,18 @@ impl Parts for CompletionReply {
     }
 
     fn piece(&mut self, piece: &Piece) -> Option<Value> {
-        let log_probs = self.log_probs(None, piece.log_probs.iter());
+        let mut offset = self.offset;
+        let log_probs = self.log_probs(None, piece.log_probs.iter(), &mut offset);
+        self.offset = offset;
         Some(self.chunk(&piece.text, &log_probs, &Value::Null))
     }
 
     fn ended(&mut self, begun: &Begun, generated: &Generated) -> Vec<Value> {
         let reason = finish_reason(generated.stop).into();
-        let mut chunks = vec![self.chunk("", &Value::Null, &reason)];
+        // The token that ended the answer.
+        let last = generated.log_probs.get(generated.tokens.len()..).unwrap_or(&[]);
+        let log_probs = self.log_probs(None, last.iter(), &mut self.offset.clone());
+        let mut chunks = vec![self.chunk("", &log_probs, &reason)];
         if self.include_usage {
             let mut chunk = self.chunk("", &Value::Null, &Value::Null);
             chunk["choices"] = json!([]);

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sampling::OneOrMany;
-use super::{Shared, parse};
+use super::{Shared, off_thread, parse};
 use crate::error::ApiError;
 
 /// The encoder's name in requests and responses.
@@ -62,15 +62,16 @@ pub(super) async fn embeddings(
     }
     let mut data = Vec::new();
     for batch in texts.chunks(BATCH) {
-        let _place = shared.encoding.acquire().await.map_err(|_| ApiError::stopped())?;
+        let place = Arc::clone(&shared.encoding).acquire_owned().await;
+        let place = place.map_err(|_| ApiError::stopped())?;
         let (encoder, batch) = (Arc::clone(&encoder), batch.to_vec());
-        let encode = move || {
+        let vectors = off_thread(move || {
             let texts: Vec<&str> = batch.iter().map(String::as_str).collect();
-            encoder.embed(&texts)
-        };
-        let vectors = tokio::task::spawn_blocking(encode).await;
-        let vectors = vectors.map_err(|error| ApiError::internal(&error))?;
-        for vector in vectors.map_err(|error| ApiError::internal(&error))? {
+            let vectors = encoder.embed(&texts).map_err(|error| ApiError::internal(&error));
+            drop(place);
+            vectors
+        });
+        for vector in vectors.await? {
             let embedding = match is_base64 {
                 true => base64(&vector).into(),
                 false => json!(vector),
@@ -80,12 +81,11 @@ pub(super) async fn embeddings(
     }
     // The encoder has tokens of its own; those of the language model stand for them.
     let model = Arc::clone(&shared.engine.model);
-    let count = move || -> usize {
+    let n_tokens = off_thread(move || {
         let n_tokens = |text: &String| model.tokenizer().encode(text, SpecialTokens::AsText).len();
-        texts.iter().map(n_tokens).sum()
-    };
-    let n_tokens = tokio::task::spawn_blocking(count).await;
-    let n_tokens = n_tokens.map_err(|error| ApiError::internal(&error))?;
+        Ok(texts.iter().map(n_tokens).sum::<usize>())
+    });
+    let n_tokens = n_tokens.await?;
     Ok(Json(json!({
         "object": "list",
         "data": data,

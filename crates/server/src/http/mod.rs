@@ -20,13 +20,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use everstream_runtime::{GenerateOptions, Generated};
+use everstream_runtime::{Constraint, GenerateOptions, Generated};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -36,6 +36,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub use auth::{Keys, digest};
+use ollama::OllamaError;
 
 use crate::engine::{Begun, Engine, Event, Job, Piece, Task};
 use crate::error::ApiError;
@@ -45,6 +46,8 @@ use crate::grammar::Grammars;
 const MAX_BODY_BYTES: usize = 16 << 20;
 /// Largest document.
 const MAX_DOCUMENT_BYTES: usize = 64 << 20;
+/// Names a session where a client cannot add a field to its requests.
+const SESSION_HEADER: &str = "x-everstream-session";
 /// A stream on which nothing happens says so at these intervals, or proxies would close it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -65,7 +68,7 @@ struct Shared {
     started: u64,
     n_answers: AtomicU64,
     /// Who may use the sentence encoder besides the engine: one at a time.
-    encoding: Semaphore,
+    encoding: Arc<Semaphore>,
     /// Made when the first answer in JSON is asked for.
     grammars: OnceLock<Result<Grammars, ApiError>>,
 }
@@ -90,7 +93,7 @@ fn router(engine: Engine, config: ServerConfig) -> Router {
         config,
         started: now(),
         n_answers: AtomicU64::new(0),
-        encoding: Semaphore::new(1),
+        encoding: Arc::new(Semaphore::new(1)),
         grammars: OnceLock::new(),
     });
     let session = "/v1/sessions/{name}";
@@ -164,12 +167,27 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, content_type)], shared.engine.metrics.text()).into_response()
 }
 
-async fn unknown_path() -> ApiError {
-    ApiError::not_found("there is nothing at this path: docs/SERVER.md has those that there are")
+async fn unknown_path(uri: Uri) -> Response {
+    refuse(&uri, ApiError::not_found("there is nothing at this path"))
 }
 
-async fn wrong_method() -> ApiError {
-    ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
+async fn wrong_method(uri: Uri) -> Response {
+    let message = "this path does not take that method";
+    refuse(&uri, ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, message))
+}
+
+/// An error in the form of those whose path it is.
+fn refuse(uri: &Uri, error: ApiError) -> Response {
+    match uri.path().starts_with("/api/") {
+        true => OllamaError::from(error).into_response(),
+        false => error.into_response(),
+    }
+}
+
+/// The session that a request names, in its body or in a header.
+fn session_name(headers: &HeaderMap, field: Option<String>) -> Option<String> {
+    let header = headers.get(SESSION_HEADER).map(|name| name.to_str().unwrap_or("").to_owned());
+    field.or(header)
 }
 
 fn model_object(shared: &Shared, name: &str) -> Value {
@@ -194,7 +212,7 @@ async fn model(
 ) -> Result<Json<Value>, ApiError> {
     let id = path(id)?;
     if id != embeddings::MODEL || shared.engine.encoder.is_none() {
-        shared.check_model(Some(&id)).map_err(|error| ApiError::not_found(error.message()))?;
+        shared.check_model(Some(&id))?;
     }
     Ok(Json(model_object(&shared, &id)))
 }
@@ -287,7 +305,7 @@ impl Shared {
         match name.filter(|name| !is_it(name)) {
             Some(other) => {
                 let message = format!("this server runs {model:?}, not {other:?}");
-                Err(ApiError::invalid("model", message))
+                Err(ApiError::unknown_model(message))
             }
             None => Ok(()),
         }
@@ -298,30 +316,26 @@ impl Shared {
         &self,
         task: Task,
         options: GenerateOptions,
+        constraint: Option<Box<dyn Constraint>>,
     ) -> Result<UnboundedReceiver<Event>, ApiError> {
         let (events, receiver) = unbounded_channel();
-        self.engine.submit(Job { task, options, constraint: None, events })?;
+        self.engine.submit(vec![Job { task, options, constraint, events }])?;
         Ok(receiver)
     }
 
-    /// As [`submit`](Self::submit), for an answer in JSON of a schema, if there is one.
-    async fn submit_as(
+    /// What an answer in JSON of a schema may be, if there is a schema.
+    async fn constraint(
         self: &Arc<Self>,
-        task: Task,
-        options: GenerateOptions,
         schema: Option<Value>,
-    ) -> Result<UnboundedReceiver<Event>, ApiError> {
-        let Some(schema) = schema else { return self.submit(task, options) };
+    ) -> Result<Option<Box<dyn Constraint>>, ApiError> {
+        let Some(schema) = schema else { return Ok(None) };
         let shared = Arc::clone(self);
-        let constraint = tokio::task::spawn_blocking(move || {
+        let made = off_thread(move || {
             let model = &shared.engine.model;
             let grammars = shared.grammars.get_or_init(|| Grammars::new(model));
             grammars.as_ref().map_err(Clone::clone)?.json(schema)
         });
-        let constraint = constraint.await.map_err(|error| ApiError::internal(&error))??;
-        let (events, receiver) = unbounded_channel();
-        self.engine.submit(Job { task, options, constraint: Some(constraint), events })?;
-        Ok(receiver)
+        made.await.map(Some)
     }
 
     /// Waits for an answer.
@@ -341,19 +355,20 @@ impl Shared {
                     return Ok(Answer { begun, log_probs, generated });
                 }
                 Event::Failed(error) => return Err(error),
-                Event::Read { .. } | Event::DocumentEnded(_) => {}
+                Event::Accepted | Event::Read { .. } | Event::DocumentEnded(_) => {}
             }
         }
         Err(ApiError::stopped())
     }
 
-    /// Passes an answer on as it comes.
-    fn stream(
+    /// Passes an answer on as it comes. What is wrong before anything is read has a status of its own.
+    async fn stream(
         self: &Arc<Self>,
-        events: UnboundedReceiver<Event>,
+        mut events: UnboundedReceiver<Event>,
         parts: impl Parts,
         framing: Framing,
-    ) -> Response {
+    ) -> Result<Response, ApiError> {
+        first_event(&mut events).await?;
         let (sender, values) = unbounded_channel();
         tokio::spawn(pass_on(Arc::clone(self), events, parts, sender));
         let values = UnboundedReceiverStream::new(values);
@@ -364,7 +379,7 @@ impl Shared {
                     Ok::<_, Infallible>(sse::Event::default().data(data))
                 };
                 let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-                Sse::new(values.map(event)).keep_alive(keep_alive).into_response()
+                Ok(Sse::new(values.map(event)).keep_alive(keep_alive).into_response())
             }
             Framing::Lines => {
                 let line = |value: Option<Value>| {
@@ -372,10 +387,27 @@ impl Shared {
                     Ok::<_, Infallible>(line)
                 };
                 let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
-                (content_type, Body::from_stream(values.map(line))).into_response()
+                Ok((content_type, Body::from_stream(values.map(line))).into_response())
             }
         }
     }
+}
+
+/// Waits until a job is worked on.
+async fn first_event(events: &mut UnboundedReceiver<Event>) -> Result<(), ApiError> {
+    match events.recv().await {
+        None => Err(ApiError::stopped()),
+        Some(Event::Failed(error)) => Err(error),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Does what takes long where nobody waits for it.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::internal(&error))?
 }
 
 /// Writes events as they come; `None` ends those that are whole. Whoever does not listen any more ends
@@ -409,7 +441,9 @@ async fn pass_on(
                 let _ = sender.send(Some(parts.failed(&error)));
                 return;
             }
-            Some(Event::Read { .. } | Event::DocumentEnded(_)) => (Vec::new(), false),
+            Some(Event::Accepted | Event::Read { .. } | Event::DocumentEnded(_)) => {
+                (Vec::new(), false)
+            }
         };
         for value in values {
             if sender.send(Some(value)).is_err() {

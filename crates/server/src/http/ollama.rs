@@ -7,6 +7,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, State};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use everstream_runtime::{GenerateOptions, Generated, StopReason, encode};
 use serde::Deserialize;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::chat::{Message, past, recalled, turn_of_session};
 use super::sampling::Sampling;
-use super::{Framing, Parts, Shared, body, parse_json};
+use super::{Framing, Parts, Shared, body, off_thread, parse_json, session_name};
 use crate::conversation::{Owner, Past, Speaker, Turn};
 use crate::engine::{Begun, Piece, Task};
 use crate::error::ApiError;
@@ -53,6 +54,7 @@ struct GenerateRequest {
     prompt: Option<String>,
     system: Option<String>,
     raw: Option<bool>,
+    session: Option<String>,
     suffix: Option<String>,
     images: Option<Vec<Value>>,
     #[serde(flatten)]
@@ -107,13 +109,14 @@ impl Common {
 pub(super) async fn chat(
     State(shared): State<Arc<Shared>>,
     Extension(owner): Extension<Owner>,
+    headers: HeaderMap,
     found: Result<Bytes, BytesRejection>,
 ) -> Result<Response, OllamaError> {
     let request: ChatRequest = parse_json(&body(found)?)?;
-    shared.check_model(Some(&request.model)).map_err(|e| ApiError::not_found(e.message()))?;
+    shared.check_model(Some(&request.model))?;
     let options = request.common.options(&shared)?;
     let past = past(owner, &request.messages)?;
-    let task = match request.session {
+    let task = match session_name(&headers, request.session) {
         Some(name) => turn_of_session(name, past)?,
         None => Task::Turn(past),
     };
@@ -123,10 +126,11 @@ pub(super) async fn chat(
 pub(super) async fn generate(
     State(shared): State<Arc<Shared>>,
     Extension(owner): Extension<Owner>,
+    headers: HeaderMap,
     found: Result<Bytes, BytesRejection>,
 ) -> Result<Response, OllamaError> {
     let request: GenerateRequest = parse_json(&body(found)?)?;
-    shared.check_model(Some(&request.model)).map_err(|e| ApiError::not_found(e.message()))?;
+    shared.check_model(Some(&request.model))?;
     let options = request.common.options(&shared)?;
     if request.suffix.as_deref().is_some_and(|suffix| !suffix.is_empty()) {
         return Err(ApiError::invalid("suffix", "suffix is not supported: leave it out").into());
@@ -142,15 +146,28 @@ pub(super) async fn generate(
         });
         return Ok(Json(reply).into_response());
     };
-    let task = match request.raw == Some(true) {
-        true => {
-            let mut tokens = encode(&shared.engine.model, &prompt).map_err(ApiError::from)?;
-            tokens.splice(0..0, shared.engine.model.tokenizer().first_token());
-            Task::Completion { tokens, echo: false }
+    let session = session_name(&headers, request.session);
+    let task = match (request.raw == Some(true), session) {
+        (true, Some(_)) => {
+            let message = "a raw prompt is no turn of a session: leave one of them out";
+            return Err(ApiError::invalid("session", message).into());
         }
-        false => {
+        (true, None) => {
+            let model = Arc::clone(&shared.engine.model);
+            let tokens = off_thread(move || {
+                let mut tokens = encode(&model, &prompt)?;
+                tokens.splice(0..0, model.tokenizer().first_token());
+                Ok(tokens)
+            });
+            Task::Completion { tokens: tokens.await?, echo: false }
+        }
+        (false, session) => {
             let turns = vec![Turn { speaker: Speaker::User, text: prompt }];
-            Task::Turn(Past { owner, system: request.system, turns })
+            let past = Past { owner, system: request.system, turns };
+            match session {
+                Some(name) => turn_of_session(name, past)?,
+                None => Task::Turn(past),
+            }
         }
     };
     answer(&shared, task, options, &request.common, "response").await
@@ -163,11 +180,12 @@ async fn answer(
     common: &Common,
     field: &'static str,
 ) -> Result<Response, OllamaError> {
-    let events = shared.submit_as(task, options, common.schema()?).await?;
+    let constraint = shared.constraint(common.schema()?).await?;
+    let events = shared.submit(task, options, constraint)?;
     let mut lines =
         Lines { model: shared.config.model.clone(), field, start: Instant::now(), begun_at: None };
     if common.is_streamed() {
-        return Ok(shared.stream(events, lines, Framing::Lines));
+        return Ok(shared.stream(events, lines, Framing::Lines).await?);
     }
     let answer = shared.whole(events).await?;
     let mut reply = lines.last(&answer.begun, &answer.generated);
@@ -283,7 +301,7 @@ pub(super) async fn show(
     found: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, OllamaError> {
     let request: ShowRequest = parse_json(&body(found)?)?;
-    shared.check_model(Some(&request.model)).map_err(|e| ApiError::not_found(e.message()))?;
+    shared.check_model(Some(&request.model))?;
     let mut model = model_object(&shared);
     let config = shared.engine.model.config();
     let architecture = config.architecture.name();

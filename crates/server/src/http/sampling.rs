@@ -30,7 +30,7 @@ pub(super) struct Sampling {
 
 /// A text, or several.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text, or a list of texts")]
 pub(super) enum OneOrMany {
     One(String),
     Many(Vec<String>),
@@ -76,7 +76,9 @@ impl Sampling {
             return Err(ApiError::invalid("stop", message));
         }
         Ok(GenerateOptions {
-            max_tokens: max_tokens.unwrap_or(shared.engine.max_tokens),
+            max_tokens: max_tokens
+                .unwrap_or(shared.engine.max_tokens)
+                .min(shared.engine.max_answer),
             sampler,
             stop,
             logit_bias: self.logit_bias()?,

@@ -6,19 +6,19 @@ use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::{BlockMeta, StoreError};
-use everstream_runtime::{GenerateOptions, Session, SessionError};
+use everstream_runtime::{GenerateOptions, Ingest, Origin, Session, SessionError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::{Shared, body, parse, path};
+use super::{Shared, body, first_event, off_thread, parse, path};
 use crate::conversation::Owner;
 use crate::engine::{Event, Task};
 use crate::error::ApiError;
@@ -28,11 +28,20 @@ use crate::saved::SessionId;
 const MAX_BLOCKS: usize = 1000;
 /// Blocks of a list where a request does not say.
 const DEFAULT_BLOCKS: usize = 20;
+/// Bytes of a pinned text at most; how many tokens fit, the session says.
+const MAX_PIN_BYTES: usize = 1 << 16;
 /// The longest name of a document.
 const MAX_NAME_BYTES: usize = 4096;
 
 type Name = Result<Path<String>, PathRejection>;
-type Parameters = Query<BTreeMap<String, String>>;
+type Parameters = BTreeMap<String, String>;
+type Queried = Result<Query<Parameters>, QueryRejection>;
+
+fn parameters(found: Queried) -> Result<Parameters, ApiError> {
+    let Query(found) =
+        found.map_err(|error| ApiError::malformed(error.status(), error.body_text()))?;
+    Ok(found)
+}
 
 fn id(owner: Owner, name: Name) -> Result<SessionId, ApiError> {
     Ok(SessionId { owner, name: path(name)? })
@@ -130,9 +139,9 @@ pub(super) async fn memory(
     State(shared): State<Arc<Shared>>,
     Extension(owner): Extension<Owner>,
     name: Name,
-    parameters: Parameters,
+    queried: Queried,
 ) -> Result<Json<Value>, ApiError> {
-    let id = id(owner, name)?;
+    let (id, parameters) = (id(owner, name)?, parameters(queried)?);
     let limit = number(&parameters, "limit", DEFAULT_BLOCKS)?.min(MAX_BLOCKS);
     let from = number(&parameters, "from", 0)?;
     let query = parameters.get("query").cloned().filter(|query| !query.trim().is_empty());
@@ -192,9 +201,9 @@ pub(super) async fn forget(
     State(shared): State<Arc<Shared>>,
     Extension(owner): Extension<Owner>,
     name: Name,
-    parameters: Parameters,
+    queried: Queried,
 ) -> Result<Json<Value>, ApiError> {
-    let id = id(owner, name)?;
+    let (id, parameters) = (id(owner, name)?, parameters(queried)?);
     for name in ["from", "to"] {
         if !parameters.contains_key(name) {
             return Err(ApiError::invalid(name, "say which tokens: ?from=A&to=B"));
@@ -228,6 +237,12 @@ pub(super) async fn pin(
 ) -> Result<Json<Value>, ApiError> {
     let id = id(owner, name)?;
     let request: PinRequest = parse(&headers, body)?;
+    if request.text.len() > MAX_PIN_BYTES {
+        return Err(ApiError::invalid(
+            "text",
+            "a pinned text must fit half of the recalled context",
+        ));
+    }
     let pins = shared.engine.ask(move |streams| {
         streams.change(&id, |session| {
             session.pin(&request.text)?;
@@ -260,15 +275,13 @@ pub(super) async fn ingest(
     State(shared): State<Arc<Shared>>,
     Extension(owner): Extension<Owner>,
     name: Name,
-    parameters: Parameters,
+    queried: Queried,
     headers: HeaderMap,
     found: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let id = id(owner, name)?;
+    let (id, parameters) = (id(owner, name)?, parameters(queried)?);
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(|ty| ty.starts_with("text/")) {
-        // A page of another site may send some of these types without asking, but learns nothing,
-        // and without a key this server answers to no name that such a page could have.
         let message = "the body must be text, with Content-Type: text/markdown or another of text/";
         return Err(ApiError::malformed(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
@@ -284,18 +297,20 @@ pub(super) async fn ingest(
     if text.trim().is_empty() {
         return Err(ApiError::malformed(StatusCode::BAD_REQUEST, "the document is empty"));
     }
-    let task = Task::Document { id, file, text };
-    let mut events = shared.submit(task, GenerateOptions::default())?;
+    let model = Arc::clone(&shared.engine.model);
+    let document = off_thread(move || Ok(Ingest::new(&model, &text, Origin::file(&file))?));
+    let task = Task::Document { id, document: document.await? };
+    let mut events = shared.submit(task, GenerateOptions::default(), None)?;
     // What is wrong from the start has a status of its own.
-    let first = match events.recv().await {
-        None => return Err(ApiError::stopped()),
-        Some(Event::Failed(error)) => return Err(error),
-        Some(event) => event,
-    };
+    first_event(&mut events).await?;
     let (sender, lines) = unbounded_channel();
     tokio::spawn(async move {
-        let mut next = Some(first);
-        while let Some(event) = next {
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = sender.closed() => return,
+            };
+            let Some(event) = event else { return };
             let value = match event {
                 Event::Read { n_read, n_tokens } => json!({"n_read": n_read, "n_tokens": n_tokens}),
                 Event::DocumentEnded(end) => json!({
@@ -303,16 +318,12 @@ pub(super) async fn ingest(
                     "n_stream": end.n_stream, "done": true,
                 }),
                 Event::Failed(error) => error.body(),
-                Event::Begun(_) | Event::Text(_) | Event::Ended(_) => return,
+                Event::Accepted | Event::Begun(_) | Event::Text(_) | Event::Ended(_) => continue,
             };
             let line = Ok::<_, std::convert::Infallible>(format!("{value}\n"));
             if sender.send(line).is_err() {
                 return;
             }
-            next = tokio::select! {
-                event = events.recv() => event,
-                () = sender.closed() => return,
-            };
         }
     });
     let body = Body::from_stream(UnboundedReceiverStream::new(lines));

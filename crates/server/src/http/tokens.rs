@@ -12,7 +12,7 @@ use everstream_runtime::model::SpecialTokens;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Shared, parse};
+use super::{Shared, off_thread, parse};
 use crate::error::ApiError;
 
 #[derive(Debug, Deserialize)]
@@ -36,7 +36,7 @@ pub(super) async fn tokenize(
 ) -> Result<Json<Value>, ApiError> {
     let request: TokenizeRequest = parse(&headers, body)?;
     let model = Arc::clone(&shared.engine.model);
-    let tokens = tokio::task::spawn_blocking(move || -> Result<Vec<u32>, ApiError> {
+    let tokens = off_thread(move || {
         // What the vocabulary lacks is refused in either case.
         let as_text = encode(&model, &request.content)?;
         let mut tokens = match request.parse_special == Some(true) {
@@ -48,8 +48,7 @@ pub(super) async fn tokenize(
         }
         Ok(tokens)
     });
-    let tokens = tokens.await.map_err(|error| ApiError::internal(&error))??;
-    Ok(Json(json!({"tokens": tokens})))
+    Ok(Json(json!({"tokens": tokens.await?})))
 }
 
 pub(super) async fn detokenize(

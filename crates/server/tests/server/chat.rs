@@ -235,7 +235,9 @@ fn what_cannot_be_answered_is_refused_in_openai_form() {
         400,
         "text",
     );
-    refused(json!({"messages": valid, "model": "gpt-5"}), 400, "tiny");
+    refused(json!({"messages": valid, "model": "gpt-5"}), 404, "tiny");
+    refused(json!({"messages": valid, "stop": 5}), 400, "list of texts");
+    refused(json!({"messages": valid, "presence_penalty": 101}), 400, "100");
     refused(json!({"messages": valid, "temperature": -1}), 400, "temperature");
     refused(json!({"messages": valid, "n": 2}), 400, "leave n out");
     refused(json!({"messages": valid, "logit_bias": {"x": 1}}), 400, "token numbers");
@@ -306,6 +308,11 @@ fn pages_of_other_sites_are_not_answered() {
     assert_eq!(get("http://localhost"), 200);
     for origin in ["http://evil.example", "null", "http://localhost:9", "localhost", ""] {
         assert_eq!(get(origin), 403, "{origin}");
+        // What needs no leave from a browser is refused as well.
+        let head =
+            format!("POST /api/chat HTTP/1.1\r\nContent-Type: text/plain\r\nOrigin: {origin}");
+        let body = json!({"model": "tiny", "messages": [user("Hi")]}).to_string();
+        assert_eq!(server.request(&head, body.as_bytes()).0, 403, "{origin}");
     }
 }
 
@@ -383,8 +390,9 @@ fn a_full_queue_says_when_to_come_again() {
     let refused = (0..8).any(|_| {
         let mut reader = server.send(CHAT, &endless());
         let mut head = String::new();
-        // Those that are accepted say so at once.
-        while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+        // One that waits has heard nothing yet.
+        reader.get_ref().set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+        while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).is_ok_and(|n| n > 0) {}
         busy.push(reader);
         head.contains(" 429 ") && head.to_lowercase().contains("retry-after: 1")
     });

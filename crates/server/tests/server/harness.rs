@@ -77,6 +77,7 @@ fn start_engine(
         session: session_config(),
         sampler: SamplerConfig::default(),
         max_tokens: 24,
+        max_answer: 500,
         max_resting: at_least_one(4),
         max_resting_bytes: u64::MAX,
         max_active: at_least_one(max_active),

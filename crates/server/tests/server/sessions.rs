@@ -228,6 +228,35 @@ fn turns_of_one_session_wait_for_each_other() {
     assert_eq!(shown(&server), shown(&other));
 }
 
+/// What is wrong from the start has its status also where the answer would be streamed, and a session
+/// that was refused something is as it was.
+#[test]
+fn refusals_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(saving_engine(folder.path()), None);
+    let streamed = json!({"session": "../x", "messages": [user("Hi")], "stream": true});
+    assert_eq!(server.post(&streamed).0, 400);
+    ask(&server, "work", TURNS[0]);
+    let before = server.get("GET", "/v1/sessions/work", None);
+    // Of a session that exists, a system message says nothing, however long it is.
+    let long = "word ".repeat(200_000);
+    let messages = json!([{"role": "system", "content": long}, user(TURNS[1])]);
+    server.get(
+        "POST",
+        "/v1/chat/completions",
+        Some(&json!({"session": "work", "messages": messages})),
+    );
+    let (status, _) = server.post(&json!({"session": "new", "messages": messages}));
+    assert_eq!(status, 400);
+    assert_eq!(server.ask("GET", "/v1/sessions/new", None).0, 404);
+    let after = server.get("GET", "/v1/sessions/work", None);
+    assert!(after["n_tokens"].as_u64() > before["n_tokens"].as_u64());
+    // A document first: the session begins without a system turn.
+    let head = "POST /v1/sessions/papers/ingest HTTP/1.1\r\nContent-Type: text/plain";
+    assert_eq!(server.request(head, b"The red lantern belongs to Ottilie.").0, 200);
+    assert!(!ask(&server, "papers", "Who owns it?").0.is_empty());
+}
+
 #[test]
 fn a_server_without_sessions_says_so() {
     let server = Server::start(engine(1, 2), None);

@@ -66,6 +66,30 @@ fn an_echo_says_how_likely_each_token_was() {
     }
 }
 
+/// The parts of a stream tell together what the whole answer tells.
+#[test]
+fn a_streamed_completion_is_the_same_completion() {
+    let server = Server::start(engine(2, 8), None);
+    let mut body = json!({"prompt": "The old boat", "max_tokens": 20, "logprobs": 2, "echo": true});
+    let whole = server.get("POST", "/v1/completions", Some(&body))["choices"][0].clone();
+    body["stream"] = true.into();
+    let head = "POST /v1/completions HTTP/1.1\r\nContent-Type: application/json";
+    let (status, _, text) = server.request(head, body.to_string().as_bytes());
+    assert_eq!(status, 200, "{text}");
+    let parts: Vec<Value> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: ").filter(|data| *data != "[DONE]"))
+        .map(|data| serde_json::from_str::<Value>(data).unwrap()["choices"][0].clone())
+        .collect();
+    let text: String = parts.iter().filter_map(|part| part["text"].as_str()).collect();
+    assert_eq!(text, whole["text"]);
+    for key in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let of = |part: &Value| part["logprobs"][key].as_array().cloned().unwrap_or_default();
+        let told: Vec<Value> = parts.iter().flat_map(of).collect();
+        assert_eq!(json!(told), whole["logprobs"][key], "{key}");
+    }
+}
+
 #[test]
 fn completions_that_cannot_be_are_refused() {
     let server = Server::start(engine(1, 80), None);
@@ -74,6 +98,9 @@ fn completions_that_cannot_be_are_refused() {
         (json!({"prompt": []}), "prompt"),
         (json!({"prompt": [99_999_999]}), "below"),
         (json!({"prompt": "a", "suffix": "b"}), "suffix"),
+        (json!({"prompt": "a", "session": "work"}), "chat"),
+        (json!({"prompt": -1}), "lists of tokens"),
+        (json!({"prompt": vec![5; 40_000], "echo": true, "logprobs": 0}), "32768"),
         (json!({"prompt": "a", "best_of": 2}), "best_of"),
         (json!({"prompt": "a", "logprobs": 99}), "20"),
         (json!({"prompt": ["a", "b"], "stream": true}), "one prompt"),

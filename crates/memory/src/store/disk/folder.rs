@@ -189,7 +189,9 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Makes the entry of `path` in its folder durable.
 pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
-    match path.parent() {
+    // A bare name is in the folder where the program runs.
+    let parent = path.parent().map(|folder| if folder == "" { Path::new(".") } else { folder });
+    match parent {
         // Folders can be synchronised on Unix only, and need it there only.
         Some(folder) if cfg!(unix) => File::open(folder)?.sync_all(),
         _ => Ok(()),
