@@ -152,7 +152,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`SessionError`](everstream_runtime::SessionError) if no stream could be made with these
+    /// [`SessionError`] if no stream could be made with these
     /// settings, and [`std::io::Error`] if there is no thread to be had.
     pub fn start(
         model: Arc<Model>,
