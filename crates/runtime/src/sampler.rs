@@ -141,7 +141,7 @@ impl Sampler {
             recent.sort_unstable();
             recent.dedup();
             for token in recent {
-                let logit = &mut self.adjusted[token as usize];
+                let Some(logit) = self.adjusted.get_mut(token as usize) else { continue };
                 *logit = match *logit > 0.0 {
                     true => *logit / c.repeat_penalty,
                     false => *logit * c.repeat_penalty,
@@ -152,8 +152,8 @@ impl Sampler {
             let mut sorted = generated.to_vec();
             sorted.sort_unstable();
             for same in sorted.chunk_by(|a, b| a == b) {
-                self.adjusted[same[0] as usize] -=
-                    c.frequency_penalty * same.len() as f32 + c.presence_penalty;
+                let Some(logit) = self.adjusted.get_mut(same[0] as usize) else { continue };
+                *logit -= c.frequency_penalty * same.len() as f32 + c.presence_penalty;
             }
         }
         for &(token, bias) in &self.bias {
