@@ -29,11 +29,15 @@ def shot(page, name):
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
     page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    # The machine may be busy.
+    page.set_default_timeout(120_000)
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     requests = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(URL)
+    # It has begun when it shows a session.
+    page.wait_for_selector("#sessions button[aria-current=true]", timeout=120_000)
     page.fill("#session-name", "page")
     page.click("#new-session button")
     page.wait_for_selector("#sessions button[aria-current=true] >> text=page")
