@@ -233,13 +233,7 @@ impl Generation {
         }
     }
 
-    /// The tokens so far, without one that ended the answer.
-    #[must_use]
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// How likely they were, if [`GenerateOptions::log_probs`] asked for it.
+    /// How likely the tokens so far were, if [`GenerateOptions::log_probs`] asked for it.
     #[must_use]
     pub fn log_probs(&self) -> &[TokenLogProb] {
         &self.log_probs

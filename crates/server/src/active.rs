@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
-use everstream_runtime::memory::{RecalledBlock, Role};
+use everstream_runtime::memory::Role;
 use everstream_runtime::{
     Constraint, GenerateOptions, Generation, Ingest, Origin, Prefill, QUERY_TOKENS, Session,
     SessionError, TokenLogProb,
@@ -249,16 +249,11 @@ impl Active {
             None => generation,
         });
         let session = &self.session;
-        let block = |b: &RecalledBlock| Recalled {
-            range: (b.part.start.0, b.part.end.0),
-            distance: b.distance,
-            text: b.block.text().to_owned(),
-        };
-        let recalled = session.last_recall().map(|recall| recall.blocks.iter().map(block));
+        let recalled = session.last_recall().map(|recall| recall.blocks.iter());
         let begun = Begun {
             n_tokens: session.n_tokens(),
             n_known: self.n_known,
-            recalled: recalled.map(Iterator::collect).unwrap_or_default(),
+            recalled: recalled.into_iter().flatten().map(Recalled::from).collect(),
             log_probs: self.echo.take().unwrap_or_default(),
         };
         let n_recalled = begun.recalled.len();

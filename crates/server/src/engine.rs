@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
-use everstream_runtime::memory::Embedder;
+use everstream_runtime::memory::{Embedder, RecalledBlock};
 use everstream_runtime::model::{Model, Workspace};
 use everstream_runtime::{
     Constraint, GenerateOptions, Generated, Ingest, SamplerConfig, Session, SessionConfig,
@@ -145,6 +145,13 @@ pub(crate) struct Recalled {
     pub(crate) range: (u64, u64),
     pub(crate) distance: f32,
     pub(crate) text: String,
+}
+
+impl From<&RecalledBlock> for Recalled {
+    fn from(of: &RecalledBlock) -> Self {
+        let (range, text) = ((of.part.start.0, of.part.end.0), of.block.text().to_owned());
+        Self { range, distance: of.distance, text }
+    }
 }
 
 impl Engine {

@@ -246,7 +246,7 @@ impl ChatReply {
                 "finish_reason": finish_reason(generated.stop),
             }],
             "usage": usage(begun, generated.tokens.len()),
-            "everstream": {"recalled": recalled(begun)},
+            "everstream": {"recalled": recalled(&begun.recalled)},
         })
     }
 
@@ -286,7 +286,7 @@ impl Parts for ChatReply {
     fn begun(&mut self, begun: &Begun) -> Option<Value> {
         let delta = json!({"role": "assistant", "content": ""});
         let mut chunk = self.chunk(&delta, &Value::Null, &Value::Null);
-        chunk["everstream"] = json!({"recalled": recalled(begun)});
+        chunk["everstream"] = json!({"recalled": recalled(&begun.recalled)});
         Some(chunk)
     }
 
@@ -325,7 +325,8 @@ pub(super) fn usage(begun: &Begun, n_generated: usize) -> Value {
     })
 }
 
-pub(super) fn recalled(begun: &Begun) -> Vec<Value> {
+/// What was recalled, as all answers and sessions tell it.
+pub(super) fn recalled<'a>(blocks: impl IntoIterator<Item = &'a Recalled>) -> Vec<Value> {
     let block = |block: &Recalled| {
         json!({
             "range": [block.range.0, block.range.1],
@@ -333,5 +334,5 @@ pub(super) fn recalled(begun: &Begun) -> Vec<Value> {
             "text": block.text,
         })
     };
-    begun.recalled.iter().map(block).collect()
+    blocks.into_iter().map(block).collect()
 }

@@ -9,13 +9,14 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use everstream_runtime::model::Model;
-use everstream_runtime::{Generated, TokenLogProb, encode};
+use everstream_runtime::{Generated, TokenLogProb};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::chat::{StreamOptions, finish_reason, recalled, usage};
 use super::sampling::Sampling;
+use super::tokens::begin_with;
 use super::{Answer, Framing, Parts, Reply, Shared, off_thread, parse, session_name};
 use crate::engine::{Begun, Job, Piece, Task};
 use crate::error::ApiError;
@@ -62,11 +63,7 @@ enum Prompts {
 impl Prompts {
     /// The tokens of each; a text begins as the model expects it.
     fn tokens(&self, model: &Model) -> Result<Vec<Vec<u32>>, ApiError> {
-        let text = |text: &String| -> Result<Vec<u32>, ApiError> {
-            let mut tokens = encode(model, text)?;
-            tokens.splice(0..0, model.tokenizer().first_token());
-            Ok(tokens)
-        };
+        let text = |text: &String| begin_with(model, text);
         match self {
             Self::Text(one) => Ok(vec![text(one)?]),
             Self::Texts(texts) => texts.iter().map(text).collect(),
@@ -206,7 +203,7 @@ impl CompletionReply {
             "choices": answers.iter().enumerate().map(choice).collect::<Vec<_>>(),
             "usage": sum(usages),
             "everstream": {
-                "recalled": answers.iter().flat_map(|(_, a)| recalled(&a.begun)).collect::<Vec<_>>(),
+                "recalled": recalled(answers.iter().flat_map(|(_, a)| &a.begun.recalled)),
             },
         })
     }
@@ -305,7 +302,7 @@ impl Parts for CompletionReply {
             false => (String::new(), Value::Null),
         };
         let mut chunk = self.chunk(&text, &log_probs, &Value::Null);
-        chunk["everstream"] = json!({"recalled": recalled(begun)});
+        chunk["everstream"] = json!({"recalled": recalled(&begun.recalled)});
         Some(chunk)
     }
 

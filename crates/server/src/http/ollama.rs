@@ -9,12 +9,13 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use everstream_runtime::{GenerateOptions, Generated, StopReason, encode};
+use everstream_runtime::{GenerateOptions, Generated, StopReason};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::{Message, past, recalled, turn_of_session};
 use super::sampling::Sampling;
+use super::tokens::begin_with;
 use super::{Framing, Parts, Shared, body, off_thread, parse_json, session_name};
 use crate::conversation::{Owner, Past, Speaker, Turn};
 use crate::engine::{Begun, Piece, Task};
@@ -154,11 +155,7 @@ pub(super) async fn generate(
         }
         (true, None) => {
             let model = Arc::clone(&shared.engine.model);
-            let tokens = off_thread(move || {
-                let mut tokens = encode(&model, &prompt)?;
-                tokens.splice(0..0, model.tokenizer().first_token());
-                Ok(tokens)
-            });
+            let tokens = off_thread(move || begin_with(&model, &prompt));
             Task::Completion { tokens: tokens.await?, echo: false }
         }
         (false, session) => {
@@ -234,7 +231,7 @@ impl Lines {
             "prompt_eval_duration": (begun_at - self.start).as_nanos() as u64,
             "eval_count": generated.tokens.len(),
             "eval_duration": generated.elapsed.as_nanos() as u64,
-            "everstream": {"recalled": recalled(begun)},
+            "everstream": {"recalled": recalled(&begun.recalled)},
         });
         if let (Value::Object(line), Value::Object(last)) = (&mut line, last) {
             line.extend(last);

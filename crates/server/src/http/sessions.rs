@@ -18,9 +18,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+use super::chat::recalled;
 use super::{Shared, body, first_event, off_thread, parse, path};
 use crate::conversation::Owner;
-use crate::engine::{Event, Task};
+use crate::engine::{Event, Recalled, Task};
 use crate::error::ApiError;
 use crate::saved::SessionId;
 
@@ -87,14 +88,8 @@ fn session_object(session: &Session) -> Value {
     let (sections, config, evicted) = (session.sections(), session.config(), session.evicted());
     let n_window = session.n_tokens().saturating_sub(evicted.end.0);
     let stats = session.memory().map(|memory| memory.stats());
-    let blocks = session.last_recall().map(|recall| &recall.blocks);
-    let recalled = blocks.into_iter().flatten().map(|block| {
-        json!({
-            "range": [block.part.start.0, block.part.end.0],
-            "distance": block.distance,
-            "text": block.block.text(),
-        })
-    });
+    let blocks = session.last_recall().map(|recall| recall.blocks.iter().map(Recalled::from));
+    let blocks: Vec<Recalled> = blocks.into_iter().flatten().collect();
     json!({
         "object": "session",
         "n_tokens": session.n_tokens(),
@@ -113,7 +108,7 @@ fn session_object(session: &Session) -> Value {
         "memory": stats.map(|s| {
             json!({"blocks": s.n_blocks, "tokens": s.n_tokens, "bytes": s.kv_bytes})
         }),
-        "recalled": recalled.collect::<Vec<_>>(),
+        "recalled": recalled(&blocks),
         "pins": session.pins(),
     })
 }

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use everstream_runtime::encode;
-use everstream_runtime::model::SpecialTokens;
+use everstream_runtime::model::{Model, SpecialTokens};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -27,6 +27,13 @@ struct TokenizeRequest {
 #[derive(Debug, Deserialize)]
 struct DetokenizeRequest {
     tokens: Vec<u32>,
+}
+
+/// The tokens of a stream that begins with a text, as the model expects it.
+pub(super) fn begin_with(model: &Model, text: &str) -> Result<Vec<u32>, ApiError> {
+    let mut tokens = encode(model, text)?;
+    tokens.splice(0..0, model.tokenizer().first_token());
+    Ok(tokens)
 }
 
 pub(super) async fn tokenize(
