@@ -155,7 +155,7 @@ pub(crate) struct RecallArgs {
     pub(crate) place: PlaceArg,
     /// With which keys and values: stored ones, or ones computed from the tokens again, for all of a
     /// block or for its start
-    #[arg(long, value_enum, default_value_t = InsertionArg::Kv)]
+    #[arg(long, value_enum, default_value_t = InsertionArg::Auto)]
     pub(crate) insertion: InsertionArg,
     /// Recall again after every N tokens of an answer; 0 recalls at turns only
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -397,6 +397,9 @@ pub(crate) enum PlaceArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum InsertionArg {
+    /// The stored ones, unless several texts come back that never saw each other: these are computed
+    /// again
+    Auto,
     /// The stored ones
     Kv,
     /// All computed again, behind the sinks
@@ -456,11 +459,12 @@ impl PlaceArg {
 }
 
 impl InsertionArg {
-    pub(crate) fn insertion(self) -> Insertion {
+    pub(crate) fn insertion(self) -> Option<Insertion> {
         match self {
-            Self::Kv => Insertion::Kv,
-            Self::Tokens => Insertion::Tokens,
-            Self::Repair => Insertion::Repair,
+            Self::Auto => None,
+            Self::Kv => Some(Insertion::Kv),
+            Self::Tokens => Some(Insertion::Tokens),
+            Self::Repair => Some(Insertion::Repair),
         }
     }
 }

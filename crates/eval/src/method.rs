@@ -101,13 +101,13 @@ impl Method {
         if let Some(recall) = self.recall() {
             label = format!("{label} {}", recall.strategy.name());
         }
-        if let Self::Remember(RecallConfig { place, insertion, .. }) = self {
+        if let Self::Remember(recall) = self {
             let default = RecallConfig::default();
-            if *place != default.place {
-                label = format!("{label} {}", place.name());
+            if recall.place != default.place {
+                label = format!("{label} {}", recall.place.name());
             }
-            if *insertion != default.insertion {
-                label = format!("{label} {}", insertion.name());
+            if recall.insertion != default.insertion {
+                label = format!("{label} {}", recall.insertion_name());
             }
         }
         label

@@ -573,7 +573,8 @@ impl Kept {
         let (timings, _) = whole_lines(&folder.join(TIMINGS))?;
         let path = folder.join(SETTINGS);
         match fs_err::read_to_string(&path) {
-            Ok(others) if others == settings => {}
+            // In whatever order a build writes them.
+            Ok(others) if differences(&others, settings).is_empty() => {}
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
             // Nothing was answered under other settings, or before there were any.
             _ if text.is_empty() => write_whole(&path, settings.as_bytes())?,

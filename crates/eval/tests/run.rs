@@ -91,8 +91,16 @@ fn an_interrupted_run_ends_as_one_that_was_not() {
     // Nothing is left to do: the files stay as they are.
     assert_eq!(text(&answers(Some(folder.path()), usize::MAX).unwrap()), whole);
     assert_eq!(fs_err::read(&path).unwrap(), finished);
-    // Answers of other settings are not mixed with these.
+    // Settings are the same in whatever order they stand.
     let settings = fs_err::read_to_string(folder.path().join("run.json")).unwrap();
+    let fields = settings.trim().trim_matches(['{', '}']).split(",\n").map(str::trim);
+    let mut fields: Vec<&str> = fields.collect();
+    fields.rotate_left(1);
+    let turned = format!("{{{}}}", fields.join(","));
+    assert_ne!(turned, settings);
+    fs_err::write(folder.path().join("run.json"), turned).unwrap();
+    assert_eq!(text(&answers(Some(folder.path()), usize::MAX).unwrap()), whole);
+    // Answers of other settings are not mixed with these.
     let others = settings.replace("\"window\": 128", "\"window\": 127");
     assert_ne!(others, settings);
     fs_err::write(folder.path().join("run.json"), others).unwrap();

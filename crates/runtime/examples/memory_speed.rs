@@ -95,7 +95,8 @@ fn reinsertion(model: &Arc<Model>, text: &str) -> anyhow::Result<()> {
             (Place::Near, Insertion::Tokens),
         ];
         for (place, insertion) in ways {
-            session.set_recall(RecallConfig { place, insertion, ..Default::default() });
+            let recall = RecallConfig { place, insertion: Some(insertion), ..Default::default() };
+            session.set_recall(recall);
             let orders = orders(&session)?;
             let recall = read(&session, &orders)?;
             let ram = times(&mut || {

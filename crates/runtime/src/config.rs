@@ -153,8 +153,10 @@ pub struct SessionConfig {
 pub struct RecallConfig {
     /// Where recalled tokens stand.
     pub place: Place,
-    /// With which keys and values.
-    pub insertion: Insertion,
+    /// With which keys and values; `None` for [`Insertion::Tokens`] where what comes back never saw
+    /// each other, and [`Insertion::Kv`] where it did: several pieces of the stream, and paragraphs
+    /// that were read apart, need each other's sight. `docs/decisions/011-insertion.md`.
+    pub insertion: Option<Insertion>,
     /// Which blocks are proposed.
     pub strategy: Arc<dyn Strategy>,
     /// In which order.
@@ -183,13 +185,21 @@ pub struct RecallConfig {
     pub sizes: BlockSizes,
 }
 
+impl RecallConfig {
+    /// The name of the insertion on the command line and in results.
+    #[must_use]
+    pub fn insertion_name(&self) -> &'static str {
+        self.insertion.map_or("auto", Insertion::name)
+    }
+}
+
 impl Default for RecallConfig {
     /// The setting that answered best without computing anything again:
     /// `docs/decisions/008-paragraphs.md` and `009-words.md`.
     fn default() -> Self {
         Self {
             place: Place::Near,
-            insertion: Insertion::Kv,
+            insertion: None,
             strategy: Arc::new(Hybrid::default()),
             order: RecallOrder::BestLast,
             max_blocks: 1,

@@ -8,14 +8,14 @@ use std::time::Instant;
 use everstream_kv_cache::{KvCache, KvSource, NeverEvict, Place, TimelineState, TokenPos};
 use everstream_memory::{
     Found, IndexError, MemoryError, ModelQueries, NotRecalled, Recall, RecallOrder, RecallRequest,
-    RecalledBlock, RecalledText, TextSource,
+    RecalledBlock, RecalledText, Role, TextSource,
 };
 use everstream_model::{Sequence, Workspace};
 
 use crate::recorder::{Recorder, Rows};
 use crate::saved::Event;
 use crate::session::{QUERY_TOKENS, Session, shape};
-use crate::{Insertion, RecallConfig, SessionError};
+use crate::{DocumentContext, Insertion, RecallConfig, SessionError};
 
 /// Tokens at the start of each block that [`Insertion::Repair`] computes again.
 ///
@@ -292,8 +292,25 @@ impl Session {
         hidden_before: TokenPos,
     ) -> Result<(), SessionError> {
         let RecallConfig { place, insertion, .. } = self.config.recall;
+        let insertion = insertion.unwrap_or_else(|| self.insertion_of(&recall));
         let hidden_before = if recall.is_empty() { TokenPos(0) } else { hidden_before };
         self.insert_as(Reinsertion { place, insertion, hidden_before }, recall)
+    }
+
+    /// Stored keys and values serve where all that comes back saw what stands before it, as if it
+    /// were read behind the sinks now.
+    fn insertion_of(&self, recall: &Recall) -> Insertion {
+        let reads_apart = self.config.document_context == DocumentContext::Paragraph;
+        let runs = recall.runs();
+        let is_one = match &runs[..] {
+            [run] if recall.texts.is_empty() => {
+                let blocks = &recall.blocks[run.clone()];
+                let are_read = blocks.iter().all(|block| block.block.role() == Role::Document);
+                !(reads_apart && are_read && has_blank_line(blocks))
+            }
+            _ => runs.is_empty(),
+        };
+        if is_one { Insertion::Kv } else { Insertion::Tokens }
     }
 
     pub(crate) fn insert_as(
@@ -413,6 +430,12 @@ impl Session {
     pub fn last_recall(&self) -> Option<&Recall> {
         self.last_recall.as_ref()
     }
+}
+
+/// Whether what follows each other here is more than one paragraph.
+fn has_blank_line(blocks: &[RecalledBlock]) -> bool {
+    let text: String = blocks.iter().map(|block| block.block.text()).collect();
+    text.trim().lines().any(|line| line.trim().is_empty())
 }
 
 fn n_tokens(texts: &[RecalledText]) -> usize {

@@ -69,7 +69,7 @@ fn the_size_of_chunks_changes_nothing() {
             let run = |chunk_tokens| {
                 let mut config = SessionConfig { chunk_tokens, ..small(Policy::Remember) };
                 config.recall.place = place;
-                config.recall.insertion = insertion;
+                config.recall.insertion = Some(insertion);
                 let mut session = session(model, config);
                 let logits = conversation(&mut session);
                 assert!(session.memory().unwrap().stats().recalled_blocks_total > 0);
@@ -171,7 +171,7 @@ fn all_that_left_recalled_in_order_equals_never_leaving() {
         let tokens = tokens(model, 200);
         let run = |window_tokens, insertion| {
             let mut config = SessionConfig { window_tokens, ..small(Policy::Remember) };
-            config.recall.insertion = insertion;
+            config.recall.insertion = Some(insertion);
             config.context_tokens = 200;
             config.kv_type = KvType::F32;
             config.memory_type = everstream_runtime::memory::KvType::F32;

@@ -15,7 +15,8 @@ use everstream_runtime::memory::{
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
 use everstream_runtime::{
-    DocumentContext, GenerateOptions, Origin, Policy, Session, SessionConfig, SessionError,
+    DocumentContext, GenerateOptions, Insertion, Origin, Policy, Session, SessionConfig,
+    SessionError,
 };
 
 /// A collection of one text.
@@ -163,6 +164,50 @@ fn paragraphs_that_are_read_apart_do_not_see_each_other() {
     assert!(expected == keys_of_the_end(apart, 32, "ten"));
     assert!(expected == keys_of_the_end(apart, 7, "ten"));
     assert!(keys_of_the_end(stream, 32, "two") != keys_of_the_end(stream, 32, "ten"));
+}
+
+/// One paragraph comes back as it was stored; what may never have seen each other is computed again.
+#[test]
+fn several_texts_are_computed_again() {
+    let model = tiny("qwen2");
+    let (apart, stream) = (DocumentContext::Paragraph, DocumentContext::Stream);
+    let check = |document_context, max_blocks, texts: &[&str], pin, role, expected| {
+        let run = |insertion| {
+            let mut config = SessionConfig { document_context, ..small(Policy::Remember) };
+            (config.recall.max_blocks, config.recall.insertion) = (max_blocks, insertion);
+            let mut session = session(&model, config);
+            for text in texts.iter().copied().chain([&*story(900)]) {
+                session.ingest(text, Origin::turn(role), &mut |_, _, _| Continue(())).unwrap();
+            }
+            if pin {
+                session.pin("Oda").unwrap();
+            }
+            let recall = session.recall("A lamp that the captain hid.").unwrap();
+            assert!(recall.blocks.len() <= max_blocks && !recall.blocks.is_empty());
+            assert!(max_blocks == 1 || recall.runs().len() > 1);
+            session.append(&session.encode("Where?").unwrap(), Origin::turn(Role::User)).unwrap();
+            session.logits().to_vec()
+        };
+        let (stored, computed) = (run(Some(Insertion::Kv)), run(Some(Insertion::Tokens)));
+        // A paragraph that was read apart is as if it were computed behind the sinks.
+        assert!(stored != computed || expected == Insertion::Kv);
+        let expected = if expected == Insertion::Kv { stored } else { computed };
+        assert!(
+            run(None) == expected,
+            "{document_context:?} {max_blocks} {texts:?} {pin} {role:?}"
+        );
+    };
+    let one =
+        &["Once upon a time. \n\nThe captain hid a lamp under the floorboards of his house.\n\n"];
+    let two = &["A lamp.\n\n", "The captain hid it.\n\n", "He was old.\n\n"];
+    check(apart, 1, one, false, Role::Document, Insertion::Kv);
+    check(apart, 1, two, false, Role::Document, Insertion::Tokens);
+    // These have seen each other.
+    check(stream, 1, two, false, Role::Document, Insertion::Kv);
+    check(apart, 1, two, false, Role::Assistant, Insertion::Kv);
+    check(apart, 2, one, false, Role::Document, Insertion::Tokens);
+    check(stream, 2, one, false, Role::Assistant, Insertion::Tokens);
+    check(apart, 1, one, true, Role::Document, Insertion::Tokens);
 }
 
 /// "And the other one?" is about what was said last, so that is never hidden.

@@ -172,6 +172,7 @@ fn places() -> impl Iterator<Item = SessionConfig> {
         let mut config = SessionConfig { memory_type, document_context, ..small(Policy::Remember) };
         // Also with a window that recalls cut.
         let window = (insertion == Insertion::Repair).then_some(20);
+        let insertion = Some(insertion);
         config.recall = RecallConfig { place, insertion, window, ..config.recall };
         config
     })

@@ -102,7 +102,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "near")]
     pub(crate) place: Vec<PlaceArg>,
     /// With which keys and values it comes back; several are compared
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "kv")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "auto")]
     pub(crate) insertion: Vec<InsertionArg>,
     /// What documents see when they are read: paragraph or stream, as in `chat`
     #[arg(long, value_name = "WHAT", default_value = "paragraph", value_parser = document_context)]

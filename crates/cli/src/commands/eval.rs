@@ -10,7 +10,7 @@ use everstream_eval::{
     KeptRun, Method, MethodSummary, Run, Summary, Task, TaskOptions, markdown, summarise, tables,
     task, write_report,
 };
-use everstream_runtime::Policy;
+use everstream_runtime::{Policy, RecallConfig};
 use serde_json::{Value, json};
 
 use super::eval_all;
@@ -181,7 +181,7 @@ fn result((method, summary): (&Method, &MethodSummary)) -> Value {
         "policy": method.policy(),
         "strategy": method.recall().map(|recall| recall.strategy.name()),
         "place": put_back.map(|recall| recall.place.name()),
-        "insertion": put_back.map(|recall| recall.insertion.name()),
+        "insertion": put_back.map(RecallConfig::insertion_name),
         "n": summary.n,
         "metrics": of(|metric| json!(metric.value)),
         "interval": of(|metric| json!(metric.interval)),

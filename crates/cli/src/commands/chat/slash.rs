@@ -128,7 +128,7 @@ pub(super) fn policy(session: &Session) -> String {
                 c.window_tokens,
                 c.recall.strategy.name(),
                 c.recall.max_blocks,
-                c.recall.insertion.name(),
+                c.recall.insertion_name(),
                 c.recall.gate.max_distance.map_or("any".to_owned(), |d| d.to_string()),
             )
         }
