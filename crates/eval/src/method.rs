@@ -130,7 +130,9 @@ impl Reading {
     /// those that keep everything hold `dense_tokens`.
     pub(crate) fn config(self, config: &SessionConfig, dense_tokens: usize) -> SessionConfig {
         let budget = config.budget_tokens();
-        let config = config.clone();
+        // Only those of `sink` and `remember` have clusters; all others have room for more tokens.
+        let clusters = config.clusters;
+        let config = SessionConfig { clusters: None, ..config.clone() };
         match self {
             Self::Nothing | Self::Full => {
                 SessionConfig { policy: Policy::Dense, max_tokens: dense_tokens, ..config }
@@ -143,12 +145,14 @@ impl Reading {
             Self::Kept(policy) => {
                 let n_sink = if policy == Policy::Sink { config.n_sink } else { 0 };
                 let document_context = DocumentContext::Stream;
-                let window_tokens = budget - n_sink;
-                SessionConfig { policy, window_tokens, document_context, ..config }
+                let clusters = clusters.filter(|_| policy == Policy::Sink);
+                let n_clusters = clusters.map_or(0, |clusters| clusters.n_clusters);
+                let window_tokens = budget - n_sink - n_clusters;
+                SessionConfig { policy, window_tokens, clusters, document_context, ..config }
             }
             // It has no use for keys and values that fit any place: its window is an ordinary one.
             Self::RagText => {
-                let window_tokens = config.window_tokens + config.context_tokens;
+                let window_tokens = budget - config.n_sink;
                 let document_context = DocumentContext::Stream;
                 SessionConfig {
                     policy: Policy::Remember,
@@ -157,7 +161,7 @@ impl Reading {
                     ..config
                 }
             }
-            Self::Remember => SessionConfig { policy: Policy::Remember, ..config },
+            Self::Remember => SessionConfig { policy: Policy::Remember, clusters, ..config },
         }
     }
 

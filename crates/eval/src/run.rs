@@ -238,6 +238,7 @@ impl Run<'_> {
             "sinks": self.config.n_sink,
             "context_tokens": self.config.context_tokens,
             "window": self.config.window_tokens,
+            "clusters": self.config.clusters.map(|clusters| format!("{clusters:?}")),
             "cache_type": format!("{:?}", self.config.kv_type),
             "ingest_context": format!("{:?}", self.config.document_context),
             "recall": recall_settings(&self.config.recall),
@@ -631,7 +632,11 @@ fn crc_of(path: &Path) -> Result<u32, EvalError> {
 fn differences(kept: &str, settings: &str) -> String {
     let read = |text: &str| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap_or_default();
     let (kept, settings) = (read(kept), read(settings));
-    let differs = |name: &&String| kept.get(*name) != settings.get(*name);
+    // A setting that a version did not have yet is one that was not used.
+    let used = |name: &String, of: &serde_json::Map<String, serde_json::Value>| {
+        of.get(name).filter(|value| !value.is_null()).cloned()
+    };
+    let differs = |name: &&String| used(name, &kept) != used(name, &settings);
     let mut names: Vec<&str> =
         settings.keys().chain(kept.keys()).filter(differs).map(String::as_str).collect();
     names.sort_unstable();

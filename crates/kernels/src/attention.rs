@@ -71,6 +71,17 @@ pub fn key_tiles_len(n_slots: usize, head_dim: usize) -> usize {
     n_slots.next_multiple_of(TILE) * head_dim
 }
 
+/// What is added to the scores of some slots: a slot that stands for many tokens weighs more.
+#[derive(Clone, Copy, Debug)]
+pub struct Biases<'a> {
+    /// The first slot.
+    pub first: usize,
+    /// Number of slots.
+    pub len: usize,
+    /// `[n_query_heads, len]`
+    pub values: &'a [f32],
+}
+
 /// The inputs of [`attend`]; storage of type `E`, sums in f32.
 #[derive(Debug)]
 pub struct Attention<'a, E> {
@@ -84,6 +95,8 @@ pub struct Attention<'a, E> {
     pub spans: &'a [Span],
     /// Scores are `cap * tanh(score / cap)` (Gemma 2); `None` for scores as they are.
     pub score_cap: Option<f32>,
+    /// Added to scores, capped ones too.
+    pub biases: Option<Biases<'a>>,
     /// The two forms of the query, by [`QueryForm`], scaled as scores are to be: each
     /// `[n_query_heads, head_dim]`.
     pub queries: [&'a [f32]; 2],
@@ -98,6 +111,32 @@ pub struct Attention<'a, E> {
 ///
 /// If sizes do not fit, a span lies outside the buffers, or nothing is visible.
 pub fn attend<E: Element>(isa: Isa, a: &Attention<'_, E>, scores: &mut Vec<f32>, out: &mut [f32]) {
+    attend_to(isa, a, scores, out, None);
+}
+
+/// As [`attend`], and writes for each query head the logarithm of the sum of the exponentials of its
+/// scores to `log_masses`: with it, what was attended to apart can be put together.
+///
+/// # Panics
+///
+/// As [`attend`], and without a number for each head.
+pub fn attend_measured<E: Element>(
+    isa: Isa,
+    a: &Attention<'_, E>,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+    log_masses: &mut [f32],
+) {
+    attend_to(isa, a, scores, out, Some(log_masses));
+}
+
+fn attend_to<E: Element>(
+    isa: Isa,
+    a: &Attention<'_, E>,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+    mut log_masses: Option<&mut [f32]>,
+) {
     assert!(a.head_dim > 0, "a head of no components");
     let n_slots = (a.values.len() / a.head_dim).min(a.keys.len() / (TILE * a.head_dim) * TILE);
     for span in a.spans {
@@ -108,20 +147,27 @@ pub fn attend<E: Element>(isa: Isa, a: &Attention<'_, E>, scores: &mut Vec<f32>,
     assert!(n_visible > 0, "a query sees at least itself");
     assert!(a.head_dim.is_multiple_of(LANES) && out.len().is_multiple_of(a.head_dim));
     assert!(a.queries.iter().all(|q| q.len() == out.len()), "size of queries and outputs");
+    let n_biases = a.biases.map(|b| (b.values.len(), out.len() / a.head_dim * b.len));
+    assert!(n_biases.is_none_or(|(found, expected)| found == expected), "a bias for each head");
     let stride = n_visible.next_multiple_of(LANES);
     if scores.len() < MAX_HEADS * stride {
         scores.resize(MAX_HEADS * stride, 0.0);
     }
     let batch = MAX_HEADS * a.head_dim;
     for (i, out) in out.chunks_mut(batch).enumerate() {
+        let (first_head, n_heads) = (i * MAX_HEADS, out.len() / a.head_dim);
         let queries = a.queries.map(|q| &q[i * batch..][..out.len()]);
-        isa.run(Heads { a, queries, scores, n_visible, stride, out });
+        let measured = isa.run(Heads { a, first_head, queries, scores, n_visible, stride, out });
+        if let Some(log_masses) = &mut log_masses {
+            log_masses[first_head..][..n_heads].copy_from_slice(&measured[..n_heads]);
+        }
     }
 }
 
 /// Up to [`MAX_HEADS`] query heads.
 struct Heads<'a, 'b, E> {
     a: &'b Attention<'a, E>,
+    first_head: usize,
     queries: [&'b [f32]; 2],
     /// `[n_heads, stride]`
     scores: &'b mut [f32],
@@ -131,10 +177,11 @@ struct Heads<'a, 'b, E> {
 }
 
 impl<E: Element> Kernel for Heads<'_, '_, E> {
-    type Output = ();
+    /// The logarithm of each head's sum.
+    type Output = [f32; MAX_HEADS];
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(mut self) {
+    unsafe fn run<S: Simd>(mut self) -> Self::Output {
         // SAFETY: the caller's promise; `attend` checked all sizes.
         unsafe {
             match self.out.len() / self.a.head_dim {
@@ -149,7 +196,7 @@ impl<E: Element> Kernel for Heads<'_, '_, E> {
 
 impl<E: Element> Heads<'_, '_, E> {
     #[inline(always)]
-    unsafe fn heads<S: Simd, const H: usize>(&mut self) {
+    unsafe fn heads<S: Simd, const H: usize>(&mut self) -> [f32; MAX_HEADS] {
         // SAFETY: as for `run`.
         unsafe {
             self.score::<S, H>();
@@ -158,12 +205,18 @@ impl<E: Element> Heads<'_, '_, E> {
                     cap_scores::<S>(&mut self.scores[h * self.stride..][..self.stride], cap);
                 }
             }
+            if let Some(biases) = self.a.biases {
+                self.add_biases::<H>(&biases);
+            }
             // Loops, not closures: a closure would be compiled without the instruction set.
             let mut sums = [0.0; H];
+            let mut log_masses = [0.0; MAX_HEADS];
             for h in 0..H {
                 let scores = &mut self.scores[h * self.stride..][..self.stride];
                 scores[self.n_visible..].fill(f32::NEG_INFINITY);
-                sums[h] = softmax::<S>(scores);
+                let largest;
+                (largest, sums[h]) = softmax::<S>(scores);
+                log_masses[h] = largest + sums[h].ln();
             }
             let mut dim = 0;
             while dim + 4 * LANES <= self.a.head_dim {
@@ -174,6 +227,28 @@ impl<E: Element> Heads<'_, '_, E> {
                 self.mix::<S, H, 1>(dim, &sums);
                 dim += LANES;
             }
+            log_masses
+        }
+    }
+
+    /// Adds the biases of those slots that are visible.
+    #[inline(always)]
+    fn add_biases<const H: usize>(&mut self, biases: &Biases<'_>) {
+        let mut at = 0;
+        for span in self.a.spans {
+            let first = span.first.max(biases.first);
+            let end = (span.first + span.len).min(biases.first + biases.len);
+            if first < end {
+                for h in 0..H {
+                    let from = (self.first_head + h) * biases.len + first - biases.first;
+                    let to = h * self.stride + at + first - span.first;
+                    let scores = &mut self.scores[to..to + end - first];
+                    for (score, bias) in scores.iter_mut().zip(&biases.values[from..]) {
+                        *score += bias;
+                    }
+                }
+            }
+            at += span.len;
         }
     }
 
@@ -282,9 +357,10 @@ pub(crate) unsafe fn cap_scores<S: Simd>(scores: &mut [f32], cap: f32) {
     }
 }
 
-/// Replaces scores by `exp(score - max)` and returns their sum; the length is a multiple of 16.
+/// Replaces scores by `exp(score - max)` and returns `max` and their sum; the length is a multiple of
+/// 16.
 #[inline(always)]
-unsafe fn softmax<S: Simd>(scores: &mut [f32]) -> f32 {
+unsafe fn softmax<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
     // SAFETY: whole vectors inside the slice.
     unsafe {
         let p = scores.as_mut_ptr();
@@ -292,14 +368,15 @@ unsafe fn softmax<S: Simd>(scores: &mut [f32]) -> f32 {
         for i in (0..scores.len()).step_by(LANES) {
             max = S::max(max, S::load(p.add(i)));
         }
-        let max = S::splat(S::largest(max));
+        let largest = S::largest(max);
+        let max = S::splat(largest);
         let mut sum = S::splat(0.0);
         for i in (0..scores.len()).step_by(LANES) {
             let e = S::exp(S::sub(S::load(p.add(i)), max));
             S::store(p.add(i), e);
             sum = S::add(sum, e);
         }
-        S::sum(sum)
+        (largest, S::sum(sum))
     }
 }
 
@@ -310,8 +387,8 @@ mod tests {
     use super::*;
     use crate::testing::Rng;
 
-    /// One head, f64, straight from the formula.
-    fn naive<E: Element>(a: &Attention<'_, E>, head: usize) -> Vec<f64> {
+    /// One head, f64, straight from the formula; and the logarithm of its mass.
+    fn naive<E: Element>(a: &Attention<'_, E>, head: usize) -> (Vec<f64>, f64) {
         let dim = a.head_dim;
         let mut key = vec![0.0; dim];
         let mut scored = Vec::new();
@@ -321,7 +398,10 @@ mod tests {
                 read_key(a.keys, slot, &mut key);
                 let dot: f64 = q.iter().zip(&key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                 let cap = a.score_cap.map(f64::from);
-                scored.push((cap.map_or(dot, |cap| cap * (dot / cap).tanh()), slot));
+                let bias = a.biases.filter(|b| (b.first..b.first + b.len).contains(&slot));
+                let bias = bias.map_or(0.0, |b| b.values[head * b.len + slot - b.first]);
+                let score = cap.map_or(dot, |cap| cap * (dot / cap).tanh());
+                scored.push((score + f64::from(bias), slot));
             }
         }
         let max = scored.iter().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
@@ -332,7 +412,7 @@ mod tests {
                 *o += (score - max).exp() / total * f64::from(v.to_f32());
             }
         }
-        out
+        (out, max + total.ln())
     }
 
     fn check<E: Element>(
@@ -353,11 +433,18 @@ mod tests {
         queries.iter_mut().flatten().for_each(|q| *q *= scale);
         let queries = [&queries[0][..], &queries[1][..]];
         let (keys, values) = (&keys[..], &values[..]);
-        let a = Attention { keys, values, head_dim: dim, spans, score_cap, queries };
+        let values_of_biases: Vec<f32> = rng.vec(n_heads * 20).iter().map(|x| x * 8.0).collect();
+        // They begin and end in the middle of spans.
+        let biases = Biases { first: 2, len: 20, values: &values_of_biases };
+        let biases = Some(biases).filter(|_| dim == 64);
+        let a = Attention { keys, values, head_dim: dim, spans, score_cap, biases, queries };
         let mut expected = vec![0.0; n_heads * dim];
-        attend(Isa::scalar(), &a, &mut Vec::new(), &mut expected);
+        let mut masses = vec![f32::NAN; n_heads];
+        attend_measured(Isa::scalar(), &a, &mut Vec::new(), &mut expected, &mut masses);
         for head in 0..n_heads {
-            for (x, y) in naive(&a, head).iter().zip(&expected[head * dim..]) {
+            let (naive, mass) = naive(&a, head);
+            assert!((mass - f64::from(masses[head])).abs() < 1e-4 * mass.abs().max(1.0), "{mass}");
+            for (x, y) in naive.iter().zip(&expected[head * dim..]) {
                 // A score's rounding error grows with the score.
                 assert!((x - f64::from(*y)).abs() < 1e-5 * f64::from(scale.max(1.0)), "{x} {y}");
             }
@@ -368,7 +455,8 @@ mod tests {
             assert_eq!(out, expected, "{isa}");
             // A head alone gives the bits it gives in company.
             let one = [&queries[0][..dim], &queries[1][..dim]];
-            let alone = Attention { queries: one, ..a };
+            let biases = biases.map(|b| Biases { values: &b.values[..b.len], ..b });
+            let alone = Attention { queries: one, biases, ..a };
             attend(isa, &alone, &mut Vec::new(), &mut out[..dim]);
             assert_eq!(out[..dim], expected[..dim], "{isa}");
         }

@@ -43,7 +43,10 @@ mod simd;
 mod testing;
 
 pub use activations::Activations;
-pub use attention::{Attention, QueryForm, Span, TILE, attend, key_tiles_len, read_key, write_key};
+pub use attention::{
+    Attention, Biases, QueryForm, Span, TILE, attend, attend_measured, key_tiles_len, read_key,
+    write_key,
+};
 pub use buffer::Arena;
 pub use elementwise::{
     Activation, add_assign, gated, log_sum_exp, rms_norm, rms_norm_in_place, soft_cap,

@@ -1,7 +1,7 @@
 //! The numbers of a cache: keys and values of one KV head.
 
 use everstream_kernels::{
-    Attention, Element, Isa, Rotation, Span, attend, key_tiles_len, read_key, write_key,
+    Attention, Biases, Element, Isa, Rotation, Span, attend, key_tiles_len, read_key, write_key,
 };
 use half::f16;
 
@@ -28,6 +28,15 @@ impl KvType {
     }
 }
 
+/// Query heads that share a KV head, or some of them.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryHeads<'a> {
+    /// Which of all that share it is the first.
+    pub first: usize,
+    /// The two forms of each, as [`Attention::queries`].
+    pub forms: [&'a [f32]; 2],
+}
+
 /// Keys and values of one KV head of one layer, for all slots.
 #[derive(Clone, Debug)]
 pub struct HeadBuffers {
@@ -35,6 +44,10 @@ pub struct HeadBuffers {
     /// Slots before this one have no un-rotated key.
     first_raw: usize,
     store: Store,
+    /// Slot of the first cluster, and how many there may be.
+    clusters: (usize, usize),
+    /// What is added to the scores of clusters: `[n_query_heads, n_clusters]`.
+    biases: Vec<f32>,
 }
 
 #[derive(Clone, Debug)]
@@ -81,7 +94,21 @@ impl HeadBuffers {
             KvType::F32 => Store::F32(Rows::new(n_slots, n_raw, head_dim)),
             KvType::F16 => Store::F16(Rows::new(n_slots, n_raw, head_dim)),
         };
-        Self { head_dim, first_raw, store }
+        Self { head_dim, first_raw, store, clusters: (0, 0), biases: Vec::new() }
+    }
+
+    /// With clusters: the slot of the first, and how many there may be; `group` query heads share
+    /// this KV head.
+    pub(crate) fn with_clusters(self, clusters: (usize, usize), group: usize) -> Self {
+        Self { clusters, biases: vec![0.0; clusters.1 * group], ..self }
+    }
+
+    pub(crate) fn cluster_biases_mut(&mut self) -> &mut [f32] {
+        &mut self.biases
+    }
+
+    pub(crate) fn head_dim(&self) -> usize {
+        self.head_dim
     }
 
     /// Stores a token: its key before rotation (kept if this cache keeps them), its rotated key and
@@ -116,6 +143,14 @@ impl HeadBuffers {
         on_rows!(&self.store, rows => {
             Element::widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], key);
             Element::widen(&rows.values[slot * dim..][..dim], value);
+        });
+    }
+
+    /// Reads the rotated key and the value of a slot.
+    pub(crate) fn read(&self, slot: Slot, key: &mut [f32], value: &mut [f32]) {
+        self.read_key(slot, key);
+        on_rows!(&self.store, rows => {
+            Element::widen(&rows.values[slot.0 as usize * self.head_dim..][..self.head_dim], value);
         });
     }
 
@@ -159,20 +194,24 @@ impl HeadBuffers {
         Some(())
     }
 
-    /// Attention of the query heads that share this KV head; see
-    /// [`everstream_kernels::attend`].
+    /// Attention of query heads that share this KV head; see [`everstream_kernels::attend`].
     pub fn attend(
         &self,
         isa: Isa,
         spans: &[Span],
         score_cap: Option<f32>,
-        queries: [&[f32]; 2],
+        heads: QueryHeads<'_>,
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
+        let (first, len) = self.clusters;
+        let n_heads = out.len() / self.head_dim;
+        let values = &self.biases[heads.first * len..][..n_heads * len];
+        let biases = (len > 0).then_some(Biases { first, len, values });
         on_rows!(&self.store, rows => {
             let (keys, values, head_dim) = (&rows.keys[..], &rows.values[..], self.head_dim);
-            let attention = Attention { keys, values, head_dim, spans, score_cap, queries };
+            let queries = heads.forms;
+            let attention = Attention { keys, values, head_dim, spans, score_cap, biases, queries };
             attend(isa, &attention, scores, out);
         });
     }
@@ -186,10 +225,34 @@ impl HeadBuffers {
     }
 }
 
-/// A stored number as bytes.
-trait Number: Sized {
+/// A stored number as bytes, little-endian.
+pub(crate) trait Number: Copy {
     fn write(self, out: &mut Vec<u8>);
     fn read(bytes: &mut &[u8]) -> Option<Self>;
+
+    fn write_all(numbers: &[Self], out: &mut Vec<u8>) {
+        numbers.iter().for_each(|number| number.write(out));
+    }
+
+    /// Reads as many as there is room for.
+    fn read_all(bytes: &mut &[u8], numbers: &mut [Self]) -> Option<()> {
+        for number in numbers {
+            *number = Self::read(bytes)?;
+        }
+        Some(())
+    }
+}
+
+impl Number for u64 {
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_le_bytes());
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(Self::from_le_bytes(*number))
+    }
 }
 
 impl Number for f32 {

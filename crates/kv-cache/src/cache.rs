@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use everstream_kernels::{Rope, Rotation};
 
+use crate::clusters::Clusters;
+
 use crate::{
-    CacheError, EvictionPolicy, HeadBuffers, KvType, Place, RowPlan, Sections, Timeline,
-    TimelineState, TokenPos, range_len,
+    CacheError, ClusterConfig, Compute, EvictionPolicy, HeadBuffers, KvType, Place, RowPlan,
+    Sections, Timeline, TimelineState, TokenPos, range_len,
 };
 
 /// Whether keys are kept before rotation as well: what a memory stores, and what a recall needs to
@@ -39,6 +41,8 @@ pub struct CacheConfig {
     pub layers: Vec<usize>,
     /// KV heads of a layer.
     pub n_kv_heads: usize,
+    /// Query heads that share a KV head.
+    pub group: usize,
     /// Components of a head.
     pub head_dim: usize,
     /// How far back a query looks.
@@ -51,6 +55,8 @@ pub struct CacheConfig {
     pub kv_type: KvType,
     /// Whether un-rotated keys are kept.
     pub raw_keys: RawKeys,
+    /// How what has left is summarised; `None` for not at all. It needs un-rotated keys.
+    pub clusters: Option<ClusterConfig>,
 }
 
 /// Stored keys and values that can enter a cache again.
@@ -74,6 +80,7 @@ pub struct KvCache {
     raw_keys: RawKeys,
     /// `[n_layers][n_kv_heads]`
     layers: Vec<Vec<HeadBuffers>>,
+    clusters: Option<Clusters>,
     /// The rows that [`KvCache::begin`] or [`KvCache::begin_recalled`] planned and
     /// [`KvCache::commit`] has not taken.
     planned: Vec<RowPlan>,
@@ -98,13 +105,22 @@ impl KvCache {
             return Err(CacheError::Config { what, value, bound });
         }
         let timeline = Timeline::new(policy, config.recall_tokens, config.chunk_tokens)?
-            .with_sliding_window(sliding_window);
+            .with_sliding_window(sliding_window)
+            .with_clusters(config.clusters);
         let n_slots = timeline.n_slots();
         let first_raw = match config.raw_keys {
             RawKeys::Keep => config.policy.n_sink(),
             RawKeys::Drop => n_slots,
         };
-        let head = || HeadBuffers::new(config.kv_type, n_slots, first_raw, config.head_dim);
+        let clusters = config.clusters.filter(|c| c.n_clusters > 0 && config.policy.evicts());
+        if clusters.is_some() && config.raw_keys == RawKeys::Drop {
+            return Err(CacheError::NoRawKeys);
+        }
+        let (first, n_clusters) = (config.policy.n_sink(), clusters.map_or(0, |c| c.n_clusters));
+        let head = || {
+            HeadBuffers::new(config.kv_type, n_slots, first_raw, config.head_dim)
+                .with_clusters((first, n_clusters), config.group)
+        };
         let layer = || (0..config.n_kv_heads).map(|_| head()).collect();
         Ok(Self {
             timeline,
@@ -113,6 +129,10 @@ impl KvCache {
             head_dim: config.head_dim,
             raw_keys: config.raw_keys,
             layers: config.layers.iter().map(|_| layer()).collect(),
+            clusters: clusters.map(|clusters| {
+                let n_heads = (config.layers.len(), config.n_kv_heads);
+                Clusters::new(clusters, n_heads, config.head_dim, config.group)
+            }),
             planned: Vec::with_capacity(config.chunk_tokens.min(4096)),
             n_appended: 0,
             last_start: None,
@@ -150,12 +170,44 @@ impl KvCache {
     ///
     /// As [`KvCache::begin`].
     pub fn check(&self, n_tokens: usize) -> Result<(), CacheError> {
-        if !self.timeline.is_move_due() {
-            return self.timeline.check(n_tokens);
+        let mut after = self.with_due_clusters();
+        if after.is_move_due() {
+            after.move_between();
         }
-        let mut moved = self.timeline.clone();
-        moved.move_between();
-        moved.check(n_tokens)
+        after.check(n_tokens)
+    }
+
+    /// The positions once what has left is in clusters.
+    fn with_due_clusters(&self) -> Timeline {
+        let mut after = self.timeline.clone();
+        if let Some(clusters) = &self.clusters {
+            after.clustered(clusters.n_after(self.sections().clusters));
+        }
+        after
+    }
+
+    /// Adds to the clusters what has left: before [`KvCache::begin`], which may not be called while
+    /// something is due.
+    pub fn settle_clusters(&mut self, arithmetic: &Compute<'_>) {
+        if self.timeline.due_for_clusters().is_none() {
+            return;
+        }
+        let after = self.with_due_clusters();
+        let Some(clusters) = &mut self.clusters else { return };
+        let (kinds, timelines) = ((&*self.kinds, &*self.kind_of), (&self.timeline, &after));
+        clusters.add(arithmetic, timelines, kinds, &mut self.layers);
+        let has_moved = after.recalled_pos(0) != self.timeline.recalled_pos(0);
+        self.timeline = after;
+        if has_moved {
+            self.rotate_recalled();
+        }
+    }
+
+    /// Sees the queries of the planned rows, before rotation: `[n_rows, n_heads, head_dim]`.
+    pub fn keep_queries(&mut self, layer: usize, queries: &[f32]) {
+        if let Some(clusters) = self.clusters.as_mut().filter(|_| self.n_appended > 0) {
+            clusters.keep_queries(layer, &self.planned, queries);
+        }
     }
 
     /// Plans the next `n_tokens`, of which at most [`Timeline::next_chunk`] go at once; a recall
@@ -167,6 +219,7 @@ impl KvCache {
     ///
     /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
     pub fn begin(&mut self, n_tokens: usize, starts: &[TokenPos]) -> Result<(), CacheError> {
+        debug_assert!(self.timeline.due_for_clusters().is_none(), "clusters were not settled");
         self.planned.clear();
         if self.timeline.is_move_due() {
             let mut moved = self.timeline.clone();
@@ -318,6 +371,9 @@ impl KvCache {
         for head in self.layers.iter().flatten() {
             slots.clone().for_each(|slot| head.save(slot, out));
         }
+        if let Some(clusters) = &self.clusters {
+            clusters.save(out);
+        }
     }
 
     /// Continues from what was saved: a state, and the rows of [`save_rows`](Self::save_rows).
@@ -334,6 +390,10 @@ impl KvCache {
             for slot in timeline.live_slots() {
                 head.load(slot, &mut rows).ok_or_else(wrong)?;
             }
+        }
+        if let Some(clusters) = &mut self.clusters {
+            let n_clusters = timeline.sections().clusters;
+            clusters.load(n_clusters, &mut self.layers, &mut rows).ok_or_else(wrong)?;
         }
         if !rows.is_empty() {
             return Err(wrong());

@@ -1,10 +1,10 @@
 //! The bounded cache of one stream: which tokens are held, where, and at which positions.
 //!
-//! A stream may be endless; its cache is not. For each KV head, three sections of fixed capacity
-//! stand in one buffer (clusters will be a fourth, behind the sinks):
+//! A stream may be endless; its cache is not. For each KV head, four sections of fixed capacity
+//! stand in one buffer:
 //!
 //! ```text
-//! | sinks S | recalled context C | window W + one chunk (a ring) |
+//! | sinks S | clusters k | recalled context C | window W + one chunk (a ring) |
 //! ```
 //!
 //! What a model perceives is a position *inside the cache* (Xiao et al., "Efficient Streaming
@@ -24,13 +24,16 @@
 
 mod buffers;
 mod cache;
+mod clusters;
 mod error;
 mod policy;
 mod position;
+pub mod rng;
 mod timeline;
 
-pub use buffers::{HeadBuffers, KvType};
+pub use buffers::{HeadBuffers, KvType, QueryHeads};
 pub use cache::{CacheConfig, KvCache, KvSource, LayerKind, RawKeys};
+pub use clusters::{ClusterBias, ClusterConfig, ClusterForm, ClusterPlace, Compute};
 pub use error::CacheError;
 pub use policy::{EvictionPolicy, NeverEvict, SinkWindow};
 pub use position::{RopePos, Slot, TokenPos, range_len};

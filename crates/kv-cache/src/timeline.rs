@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use everstream_kernels::{QueryForm, Span};
 
-use crate::{CacheError, EvictionPolicy, RopePos, Slot, TokenPos};
+use crate::{CacheError, ClusterConfig, ClusterPlace, EvictionPolicy, RopePos, Slot, TokenPos};
 
 /// Where recalled tokens stand in the order of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ struct Gap {
 pub struct Sections {
     /// Sinks.
     pub sinks: usize,
-    /// Clusters; none yet.
+    /// Clusters.
     pub clusters: usize,
     /// Recalled context.
     pub recalled: usize,
@@ -78,6 +78,8 @@ pub struct TimelineState {
     pub gap: Option<(TokenPos, usize)>,
     pub recalled: Option<(Place, usize)>,
     pub hidden_before: TokenPos,
+    /// Clusters that there are, and the first token that is in none of them.
+    pub clusters: (usize, TokenPos),
 }
 
 /// Up to [`Spans::MAX`] spans, without allocation.
@@ -88,8 +90,8 @@ pub struct Spans {
 }
 
 impl Spans {
-    /// Sinks, recalled context and the two parts of a ring.
-    pub const MAX: usize = 4;
+    /// Sinks, clusters, recalled context and the two parts of a ring.
+    pub const MAX: usize = 5;
 
     fn new() -> Self {
         let none = Span { first: 0, len: 0, form: QueryForm::Window };
@@ -137,6 +139,11 @@ pub struct Timeline {
     chunk_tokens: usize,
     /// Keys that stand so far before a query, or farther, are not seen in sliding layers.
     sliding_window: Option<usize>,
+    clusters: Option<ClusterConfig>,
+    /// Clusters that there are: all, or fewer while hardly anything has left.
+    n_clusters: usize,
+    /// The first token that is in none of them.
+    unclustered: TokenPos,
     /// Length of the stream.
     next: TokenPos,
     shift: u64,
@@ -172,11 +179,15 @@ impl Timeline {
                 return Err(CacheError::Config { what, value, bound: "at most 536870912" });
             }
         }
+        let first_of_window = TokenPos(policy.n_sink() as u64);
         Ok(Self {
             policy,
             recall_tokens,
             chunk_tokens,
             sliding_window: None,
+            clusters: None,
+            n_clusters: 0,
+            unclustered: first_of_window,
             next: TokenPos(0),
             shift: 0,
             gap: None,
@@ -191,6 +202,12 @@ impl Timeline {
     #[must_use]
     pub fn with_sliding_window(self, sliding_window: Option<usize>) -> Self {
         Self { sliding_window, ..self }
+    }
+
+    /// With a section for clusters; tokens are added to them as they leave.
+    #[must_use]
+    pub fn with_clusters(self, clusters: Option<ClusterConfig>) -> Self {
+        Self { clusters: clusters.filter(|c| c.n_clusters > 0 && self.policy.evicts()), ..self }
     }
 
     /// The policy.
@@ -220,13 +237,68 @@ impl Timeline {
     /// Rows of the ring: the window and, if tokens ever leave it, one chunk.
     #[must_use]
     pub fn ring_slots(&self) -> usize {
-        self.policy.window_tokens() + if self.policy.evicts() { self.chunk_tokens } else { 0 }
+        // A segment is held until all of it can be added to the clusters.
+        let segment_tokens = self.clusters.map_or(0, |clusters| clusters.segment_tokens);
+        let more = self.chunk_tokens.max(segment_tokens);
+        self.policy.window_tokens() + if self.policy.evicts() { more } else { 0 }
     }
 
     /// Rows of all sections.
     #[must_use]
     pub fn n_slots(&self) -> usize {
-        self.policy.n_sink() + self.recall_tokens + self.ring_slots()
+        self.first_ring_slot() + self.ring_slots()
+    }
+
+    fn first_recalled_slot(&self) -> usize {
+        self.policy.n_sink() + self.clusters.map_or(0, |clusters| clusters.n_clusters)
+    }
+
+    fn first_ring_slot(&self) -> usize {
+        self.first_recalled_slot() + self.recall_tokens
+    }
+
+    /// The slot of the `i`-th cluster.
+    #[must_use]
+    pub fn cluster_slot(&self, i: usize) -> Slot {
+        Slot((self.policy.n_sink() + i) as u32)
+    }
+
+    /// Where the key of the `i`-th cluster is rotated.
+    #[must_use]
+    pub fn cluster_pos(&self, i: usize) -> RopePos {
+        match self.clusters_are_sinks() {
+            true => RopePos(i as u64),
+            false => RopePos(self.policy.n_sink() as u64),
+        }
+    }
+
+    fn clusters_are_sinks(&self) -> bool {
+        let is_sinks = |clusters: ClusterConfig| clusters.place == ClusterPlace::Sinks;
+        self.n_clusters > 0 && self.clusters.is_some_and(is_sinks)
+    }
+
+    /// Positions that sinks and clusters take.
+    pub(crate) fn n_before_recalled(&self) -> usize {
+        match (self.clusters_are_sinks(), self.n_clusters) {
+            (true, n) => n,
+            (false, n) => self.policy.n_sink() + n.min(1),
+        }
+    }
+
+    /// The tokens that are to be added to the clusters before more is read.
+    #[must_use]
+    pub fn due_for_clusters(&self) -> Option<Range<TokenPos>> {
+        let segment_tokens = self.clusters?.segment_tokens;
+        let end = self.unclustered.after(segment_tokens);
+        (self.oldest_kept(self.next) >= end).then_some(self.unclustered..end)
+    }
+
+    /// The tokens that are [due](Self::due_for_clusters) have been added; there are now so many
+    /// clusters.
+    pub fn clustered(&mut self, n_clusters: usize) {
+        if let Some(due) = self.due_for_clusters() {
+            (self.unclustered, self.n_clusters) = (due.end, n_clusters);
+        }
     }
 
     /// Tokens that have left: those between the sinks and the window. Hidden ones have not.
@@ -248,7 +320,7 @@ impl Timeline {
     pub fn sections(&self) -> Sections {
         Sections {
             sinks: self.next.min(self.first_of_window()).0 as usize,
-            clusters: 0,
+            clusters: self.n_clusters,
             recalled: self.recalled.map_or(0, |r| r.len),
             window: self.next.since(self.oldest_seen(self.next, self.hidden_before)),
         }
@@ -257,7 +329,7 @@ impl Timeline {
     /// The slot of the `i`-th recalled token.
     #[must_use]
     pub fn recalled_slot(&self, i: usize) -> Slot {
-        Slot((self.policy.n_sink() + i) as u32)
+        Slot((self.first_recalled_slot() + i) as u32)
     }
 
     /// The slot of a token.
@@ -268,7 +340,7 @@ impl Timeline {
             return Slot(token.0 as u32);
         }
         let row = (token.0 - n_sink as u64) % self.ring_slots() as u64;
-        Slot((n_sink + self.recall_tokens) as u32 + row as u32)
+        Slot(self.first_ring_slot() as u32 + row as u32)
     }
 
     /// How many of `n_tokens` can be taken as one chunk now. Chunks are cut where a recall moves
@@ -276,9 +348,20 @@ impl Timeline {
     #[must_use]
     pub fn next_chunk(&self, n_tokens: usize) -> usize {
         let limit = n_tokens.min(self.chunk_tokens);
-        let Some(gap) = self.gap else { return limit };
-        // The first token is exempt: `begin` moves the recall before it, if that is due.
-        (1..limit).find(|&i| self.oldest_kept(self.next.after(i)) >= gap.at).unwrap_or(limit)
+        let next_segment = self.clusters.map(|clusters| {
+            let unclustered = self.due_for_clusters().map_or(self.unclustered, |due| due.end);
+            unclustered.after(clusters.segment_tokens)
+        });
+        // The first token is exempt: what is due is done before it.
+        let is_due = |i: &usize| {
+            let oldest = self.oldest_kept(self.next.after(*i));
+            self.gap.is_some_and(|gap| oldest >= gap.at)
+                || next_segment.is_some_and(|segment| oldest >= segment)
+        };
+        match self.gap.is_some() || next_segment.is_some() {
+            true => (1..limit).find(is_due).unwrap_or(limit),
+            false => limit,
+        }
     }
 
     /// Whether the window has passed a recall `near`, which must now move: see
@@ -373,11 +456,11 @@ impl Timeline {
         plan.extend(rows.iter().map(|&i| {
             let pos = self.recalled_pos(i);
             let (mut spans, mut sliding_spans) = (Spans::new(), Spans::new());
-            // Slots and positions of both sections are the same numbers.
-            let end = self.policy.n_sink() + i + 1;
-            let first = self.first_near(pos).0 as usize;
-            spans.add(0, end, QueryForm::Cache);
-            sliding_spans.add(first, end - first, QueryForm::Cache);
+            self.add_before_recalled(pos, &mut spans, &mut sliding_spans);
+            let (first, n_seen) = (self.first_recalled_slot(), i + 1);
+            let far = (self.first_near(pos).0 as usize).saturating_sub(self.n_before_recalled());
+            spans.add(first, n_seen, QueryForm::Cache);
+            sliding_spans.add(first + far, n_seen - far, QueryForm::Cache);
             let (token, slot) = (self.next, self.recalled_slot(i));
             RowPlan { token, slot, window_pos: pos, cache_pos: pos, spans, sliding_spans }
         }));
@@ -393,6 +476,7 @@ impl Timeline {
             gap: self.gap.map(|gap| (gap.at, gap.len)),
             recalled: self.recalled.map(|recalled| (recalled.place, recalled.len)),
             hidden_before: self.hidden_before,
+            clusters: (self.n_clusters, self.unclustered),
         }
     }
 
@@ -402,7 +486,8 @@ impl Timeline {
     ///
     /// [`CacheError::State`] for one that a timeline of this configuration cannot be in.
     pub fn restore(&mut self, state: &TimelineState) -> Result<(), CacheError> {
-        let TimelineState { next, shift, gap, recalled, hidden_before } = *state;
+        let TimelineState { next, shift, gap, recalled, hidden_before, clusters } = *state;
+        let (n_clusters, unclustered) = clusters;
         let fits = recalled.is_none_or(|(_, len)| {
             len > 0 && len <= self.recall_tokens && next >= self.first_of_window()
         });
@@ -414,7 +499,21 @@ impl Timeline {
         let is_small = next.0 < 1 << 62 && shift < 1 << 62;
         let is_full = !self.policy.evicts()
             && next.0 > (self.policy.n_sink() + self.policy.window_tokens()) as u64;
-        if !fits || !is_gap_right || !can_hide || !is_small || is_full {
+        let is_small = is_small && unclustered.0 < 1 << 62;
+        let are_clusters_right = match self.clusters {
+            Some(_) if !is_small => false,
+            Some(config) => {
+                let segment = config.segment_tokens as u64;
+                n_clusters <= config.n_clusters
+                    && (n_clusters > 0) == (unclustered > self.first_of_window())
+                    && unclustered >= self.first_of_window()
+                    && (unclustered.0 - self.policy.n_sink() as u64).is_multiple_of(segment)
+                    && unclustered.0 <= next.0.max(self.policy.n_sink() as u64)
+                    && self.oldest_kept(next) <= unclustered.after(config.segment_tokens)
+            }
+            None => (n_clusters, unclustered) == (0, self.first_of_window()),
+        };
+        if !fits || !is_gap_right || !can_hide || !is_small || is_full || !are_clusters_right {
             return Err(CacheError::State { n_tokens: next.0 });
         }
         self.next = next;
@@ -422,17 +521,22 @@ impl Timeline {
         self.gap = gap.map(|(at, len)| Gap { at, len });
         self.recalled = recalled.map(|(place, len)| Recalled { place, len });
         self.hidden_before = hidden_before;
+        (self.n_clusters, self.unclustered) = (n_clusters, unclustered);
         Ok(())
     }
 
-    /// The slots of all tokens that a later query may see, in a fixed order.
+    /// The slots of all tokens that a later query may see or a cluster may get, in a fixed order.
     pub fn live_slots(&self) -> impl Iterator<Item = Slot> + Clone + '_ {
-        let Sections { sinks, recalled, .. } = self.sections();
+        let Sections { sinks, clusters, recalled, .. } = self.sections();
         let sinks = (0..sinks).map(|i| self.slot(TokenPos(i as u64)));
+        let clusters = (0..clusters).map(|i| self.cluster_slot(i));
         let recalled = (0..recalled).map(|i| self.recalled_slot(i));
-        let oldest = self.oldest_kept(self.next);
+        let mut oldest = self.oldest_kept(self.next);
+        if self.clusters.is_some() {
+            oldest = oldest.min(self.unclustered);
+        }
         let window = (0..self.next.since(oldest)).map(move |i| self.slot(oldest.after(i)));
-        sinks.chain(recalled).chain(window)
+        sinks.chain(clusters).chain(recalled).chain(window)
     }
 
     /// Appends `n_tokens` to the stream.
@@ -479,7 +583,7 @@ impl Timeline {
     pub fn recalled_pos(&self, i: usize) -> RopePos {
         match self.gap {
             Some(gap) => RopePos(gap.at.0 + self.shift - gap.len as u64).after(i),
-            None => RopePos(self.policy.n_sink() as u64).after(i),
+            None => RopePos(self.n_before_recalled() as u64).after(i),
         }
     }
 
@@ -522,8 +626,7 @@ impl Timeline {
     }
 
     fn row(&self, token: TokenPos, hidden_before: TokenPos) -> RowPlan {
-        let (n_sink, slot, window_pos) =
-            (self.policy.n_sink(), self.slot(token), self.window_pos(token));
+        let (slot, window_pos) = (self.slot(token), self.window_pos(token));
         let (mut spans, mut sliding_spans) = (Spans::new(), Spans::new());
         if token < self.first_of_window() {
             let first = self.first_near(window_pos).0 as usize;
@@ -543,10 +646,11 @@ impl Timeline {
         // Nothing of the window stands before a recall `near` if all that could is hidden.
         let is_before_window = self.gap.is_none_or(|gap| oldest >= gap.at);
         let recalled = self.recalled.filter(|_| is_before_window).map_or(0, |r| r.len);
-        let before_window = n_sink + recalled;
+        let before_window = self.n_before_recalled() + recalled;
         let distance = window_pos.0 - self.window_pos(oldest).0;
         let cache_pos = RopePos(before_window as u64 + distance);
 
+        self.add_before_recalled(cache_pos, &mut spans, &mut sliding_spans);
         let mut add = |first: usize, len: usize, form: QueryForm, key_pos: RopePos| {
             let query_pos = match form {
                 QueryForm::Window => window_pos,
@@ -557,18 +661,35 @@ impl Timeline {
             spans.add(first, len, form);
             sliding_spans.add(first + far, len - far, form);
         };
-        add(0, n_sink, QueryForm::Cache, RopePos(0));
         if let Some(Recalled { place, len }) = self.recalled {
             let form = match place {
                 Place::Near => QueryForm::Window,
                 Place::Between => QueryForm::Cache,
             };
-            add(n_sink, len, form, self.recalled_pos(0));
+            add(self.first_recalled_slot(), len, form, self.recalled_pos(0));
         }
         self.add_window(oldest, token, &mut spans);
         let oldest_near = self.oldest_from(self.first_near(window_pos));
         self.add_window(oldest.max(oldest_near), token, &mut sliding_spans);
         RowPlan { token, slot, window_pos, cache_pos, spans, sliding_spans }
+    }
+
+    /// Adds the sinks and the clusters, for a query whose second form stands at `query`.
+    fn add_before_recalled(&self, query: RopePos, spans: &mut Spans, sliding_spans: &mut Spans) {
+        let first_near = self.first_near(query).0 as usize;
+        let (n_sink, n_clusters) = (self.policy.n_sink(), self.n_clusters);
+        let mut add = |first: usize, len: usize, far: usize| {
+            let far = far.min(len);
+            spans.add(first, len, QueryForm::Cache);
+            sliding_spans.add(first + far, len - far, QueryForm::Cache);
+        };
+        if self.clusters_are_sinks() {
+            add(n_sink, n_clusters, first_near);
+        } else {
+            add(0, n_sink, first_near);
+            // All at one position.
+            add(n_sink, n_clusters, if first_near > n_sink { n_clusters } else { 0 });
+        }
     }
 
     /// The first position that a query at `query` sees in sliding layers.
@@ -589,7 +710,7 @@ impl Timeline {
 
     /// Adds the rows `oldest ..= newest` of the ring: one span, or two where it wraps.
     fn add_window(&self, oldest: TokenPos, newest: TokenPos, spans: &mut Spans) {
-        let base = self.policy.n_sink() + self.recall_tokens;
+        let base = self.first_ring_slot();
         let first = self.slot(oldest).0 as usize;
         let len = newest.since(oldest) + 1;
         let until_wrap = base + self.ring_slots() - first;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use everstream_kernels::{Isa, Rope};
 use everstream_kv_cache::{
-    CacheConfig, EvictionPolicy, KvCache, KvSource, KvType, LayerKind, NeverEvict, Place, RawKeys,
-    SinkWindow, Timeline, TokenPos,
+    CacheConfig, EvictionPolicy, KvCache, KvSource, KvType, LayerKind, NeverEvict, Place,
+    QueryHeads, RawKeys, SinkWindow, Timeline, TokenPos,
 };
 
 const LAYERS: usize = 2;
@@ -101,12 +101,14 @@ impl Run {
             ],
             layers: vec![0, 1],
             n_kv_heads: KV_HEADS,
+            group: GROUP,
             head_dim: DIM,
             policy,
             recall_tokens: recall,
             chunk_tokens: chunk,
             kv_type,
             raw_keys: RawKeys::Keep,
+            clusters: None,
         });
         // Scores reach 10: f32 sums are off by 1e-6 of that, f16 keys by 5e-4 of a component.
         let tolerance = if kv_type == KvType::F32 { 2e-5 } else { 2e-2 };
@@ -166,7 +168,15 @@ impl Run {
                 let forms = [&forms[0][..], &forms[1][..]];
                 let (_, heads) = self.cache.planned(layer);
                 let spans = if layer == 1 { &row.sliding_spans } else { &row.spans };
-                heads[kv_head].attend(Isa::detect(), spans, None, forms, &mut Vec::new(), &mut out);
+                let queries = QueryHeads { first: 0, forms };
+                heads[kv_head].attend(
+                    Isa::detect(),
+                    spans,
+                    None,
+                    queries,
+                    &mut Vec::new(),
+                    &mut out,
+                );
                 for (g, out) in out.chunks_exact(DIM).enumerate() {
                     let expected = self.naive(t, layer, kv_head, kv_head * GROUP + g);
                     for (x, y) in out.iter().zip(&expected) {

@@ -76,12 +76,14 @@ fn cache(policy: impl EvictionPolicy + 'static, recall: usize, raw_keys: RawKeys
         kinds: vec![LayerKind { rope: Rope::new(10_000.0, 16), window_tokens: None }],
         layers: vec![0; 1],
         n_kv_heads: 1,
+        group: 1,
         head_dim: 16,
         policy: Arc::new(policy),
         recall_tokens: recall,
         chunk_tokens: 4,
         kv_type: KvType::F32,
         raw_keys,
+        clusters: None,
     })
     .unwrap()
 }

@@ -98,7 +98,6 @@ mod kv;
 mod memory;
 mod recall;
 pub mod record;
-mod rng;
 mod store;
 pub mod strategy;
 #[cfg(test)]

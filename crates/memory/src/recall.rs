@@ -305,8 +305,8 @@ fn without(piece: &Range<TokenPos>, hole: &Range<TokenPos>) -> [Range<TokenPos>;
 mod tests {
     use super::*;
     use crate::block::Source;
-    use crate::rng::SplitMix64;
     use crate::testing::{new_block, positions, session};
+    use everstream_kv_cache::rng::SplitMix64;
 
     fn check(
         block: Range<u64>,

@@ -220,7 +220,7 @@ pub fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::SplitMix64;
+    use everstream_kv_cache::rng::SplitMix64;
 
     /// What a scan finds: heads of records, and ranges of what is none.
     type Scanned = (Vec<Vec<u8>>, Vec<Range<u64>>, Vec<Range<u64>>);

@@ -11,7 +11,7 @@ use everstream_kernels::{
     Activations, Product, Rotation, add_assign, dequantize, gated, matmul, rms_norm,
     rms_norm_in_place, soft_cap,
 };
-use everstream_kv_cache::{CacheError, KvCache, TokenPos};
+use everstream_kv_cache::{CacheError, Compute, KvCache, QueryHeads, TokenPos};
 
 use crate::model::Model;
 
@@ -177,6 +177,7 @@ impl Model {
                 rms_norm_in_place(isa, &mut ws.k, k, c.norm_eps);
             }
             ws.keep_queries(layer);
+            self.keep_queries(ws, batch, layer);
             self.rotate_queries(ws, layer);
             self.append_keys(ws, batch, layer);
             self.attend(ws, batch, layer);
@@ -253,7 +254,9 @@ impl Model {
             sequence.check()?;
         }
         let n_rows = batch.iter().map(|s| s.tokens.len()).sum();
+        let (isa, pool, attention_scale) = (self.isa, &self.pool, self.config.attention_scale);
         for sequence in batch {
+            sequence.cache.settle_clusters(&Compute { isa, pool, attention_scale });
             sequence.begin()?;
         }
         Ok(n_rows)
@@ -302,6 +305,16 @@ impl Model {
         }
         scale(delta, self.config.residual_scale);
         add_assign(x, delta);
+    }
+
+    /// Shows each cache the queries of its rows.
+    fn keep_queries(&self, ws: &Workspace, batch: &mut [Sequence<'_>], layer: usize) {
+        let mut q = &ws.q[..];
+        for sequence in batch {
+            let (these, rest) = q.split_at(sequence.tokens.len() * self.config.q_dim());
+            sequence.cache.keep_queries(layer, these);
+            q = rest;
+        }
     }
 
     /// Rotates each query twice; the factor of the scores is applied on the way.
@@ -366,7 +379,9 @@ impl Model {
                 let forms = [0, 1].map(|form: usize| &queries[form][at..at + task_dim]);
                 let row = &rows[row];
                 let spans = if is_sliding { &row.sliding_spans } else { &row.spans };
-                buffers[head / group].attend(self.isa, spans, c.attention_cap, forms, scores, out);
+                let (heads, buffers) =
+                    (QueryHeads { first: head % group, forms }, &buffers[head / group]);
+                buffers.attend(self.isa, spans, c.attention_cap, heads, scores, out);
             });
             first += rows.len();
             out = rest;

@@ -165,12 +165,14 @@ impl Model {
             kinds: self.kinds.clone(),
             layers: self.kind_of.clone(),
             n_kv_heads: self.config.n_kv_heads,
+            group: self.config.n_heads / self.config.n_kv_heads,
             head_dim: self.config.head_dim,
             policy,
             recall_tokens,
             chunk_tokens,
             kv_type: KvType::default(),
             raw_keys: if recall_tokens > 0 { RawKeys::Keep } else { RawKeys::Drop },
+            clusters: None,
         }
     }
 }

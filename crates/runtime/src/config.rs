@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use everstream_kv_cache::{EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
+use everstream_kv_cache::{ClusterConfig, EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
 use everstream_memory::{
     BlockFilter, BlockSizes, Gate, Hybrid, KvType as MemoryType, MakeExact, MakeIndex, Neighbours,
     RecallOrder, Strategy, TextSource,
@@ -131,6 +131,8 @@ pub struct SessionConfig {
     pub window_tokens: usize,
     /// Capacity for recalled tokens, of `remember`.
     pub context_tokens: usize,
+    /// How what left the window is summarised, of `sink` and `remember`; `None` for not at all.
+    pub clusters: Option<ClusterConfig>,
     /// Longest prefill chunk.
     pub chunk_tokens: usize,
     /// Where a `dense` stream ends.
@@ -223,6 +225,7 @@ impl Default for SessionConfig {
             n_sink: 4,
             window_tokens: 512,
             context_tokens: 300,
+            clusters: None,
             chunk_tokens: 256,
             max_tokens: 8192,
             kv_type: KvType::default(),
@@ -237,6 +240,8 @@ impl Default for SessionConfig {
 impl SessionConfig {
     /// The most that any section may hold.
     pub const MAX_SECTION_TOKENS: usize = 1 << 29;
+    /// The most clusters of a KV head.
+    pub const MAX_CLUSTERS: usize = 1 << 16;
 
     /// Checks the settings.
     ///
@@ -266,6 +271,20 @@ impl SessionConfig {
             let rule = format!("at most the {} tokens of the cache", self.max_tokens);
             return setting("the number of sinks", self.n_sink, rule);
         }
+        if let Some(clusters) = self.clusters {
+            let (n, segment) = (clusters.n_clusters, clusters.segment_tokens);
+            if !matches!(self.policy, Policy::Sink | Policy::Remember) {
+                let rule = "0 unless the policy is sink or remember".to_owned();
+                return setting("the number of clusters", n, rule);
+            }
+            if n == 0 || n > Self::MAX_CLUSTERS {
+                let rule = format!("at most {}", Self::MAX_CLUSTERS);
+                return setting("the number of clusters", n, rule);
+            }
+            if segment == 0 || segment > Self::MAX_SECTION_TOKENS || !segment.is_multiple_of(16) {
+                return setting("a segment", segment, "a multiple of 16".to_owned());
+            }
+        }
         let longest = self.recall.sizes.max();
         if self.policy == Policy::Remember && self.window_tokens < longest {
             let rule = format!("at least {longest} tokens with policy remember, a whole block");
@@ -284,9 +303,17 @@ impl SessionConfig {
         match self.policy {
             Policy::Dense => self.max_tokens,
             Policy::Window | Policy::Recompute => self.window_tokens,
-            Policy::Sink => self.n_sink + self.window_tokens,
-            Policy::Remember => self.n_sink + self.context_tokens + self.window_tokens,
+            Policy::Sink => self.n_sink + self.n_clusters() + self.window_tokens,
+            Policy::Remember => {
+                self.n_sink + self.n_clusters() + self.context_tokens + self.window_tokens
+            }
         }
+    }
+
+    /// Clusters of each KV head.
+    #[must_use]
+    pub fn n_clusters(&self) -> usize {
+        self.clusters.map_or(0, |clusters| clusters.n_clusters)
     }
 
     /// The eviction policy of the cache.

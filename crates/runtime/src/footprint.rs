@@ -12,6 +12,8 @@ use crate::{SessionConfig, SessionError};
 pub struct CacheFootprint {
     /// Rows for sinks.
     pub sinks: usize,
+    /// Rows for clusters.
+    pub clusters: usize,
     /// Rows for recalled context.
     pub recalled: usize,
     /// Rows of the window.
@@ -26,13 +28,15 @@ pub struct CacheFootprint {
     pub kv_bytes: u64,
     /// Bytes of all keys before rotation; sinks have none.
     pub raw_key_bytes: u64,
+    /// Bytes of clusters beside their rows: means in f32, samples of what has left, and queries.
+    pub cluster_bytes: u64,
 }
 
 impl CacheFootprint {
     /// Bytes of the cache.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.kv_bytes + self.raw_key_bytes
+        self.kv_bytes + self.raw_key_bytes + self.cluster_bytes
     }
 
     /// Asks the system for the memory and gives it back, so that a cache that cannot be is an
@@ -55,10 +59,12 @@ impl SessionConfig {
     /// [`SessionError`] for settings out of range.
     pub fn footprint(&self, model: &ModelConfig) -> Result<CacheFootprint, SessionError> {
         self.check()?;
-        let timeline = Timeline::new(self.eviction(), self.recall_capacity(), self.chunk_tokens)?;
+        let timeline = Timeline::new(self.eviction(), self.recall_capacity(), self.chunk_tokens)?
+            .with_clusters(self.clusters);
         let (n_slots, sinks) = (timeline.n_slots(), timeline.policy().n_sink());
         let window = timeline.policy().window_tokens();
-        let raw_rows = if timeline.recall_tokens() > 0 { n_slots - sinks } else { 0 };
+        let keeps_raw = timeline.recall_tokens() > 0 || self.clusters.is_some();
+        let raw_rows = if keeps_raw { n_slots - sinks } else { 0 };
         // At most 2^31 rows of 2^9 numbers, tiles and values, in 2^20 heads, 4 bytes each: below
         // 2^63. The limits are those of `Timeline` and `ModelConfig`.
         let n_heads = (model.n_layers * model.n_kv_heads) as u64;
@@ -68,6 +74,7 @@ impl SessionConfig {
         let value_numbers = (n_slots * model.head_dim) as u64;
         Ok(CacheFootprint {
             sinks,
+            clusters: self.n_clusters(),
             recalled: timeline.recall_tokens(),
             window,
             chunk: timeline.ring_slots() - window,
@@ -75,6 +82,10 @@ impl SessionConfig {
             raw_key_bytes_per_token: if raw_rows > 0 { key_bytes } else { 0 },
             kv_bytes: n_heads * (key_numbers + value_numbers) * number_bytes,
             raw_key_bytes: raw_rows as u64 * key_bytes,
+            cluster_bytes: self.clusters.map_or(0, |clusters| {
+                let n_kv_heads = (model.n_layers, model.n_kv_heads);
+                clusters.bytes(n_kv_heads, model.n_heads / model.n_kv_heads, model.head_dim)
+            }),
         })
     }
 
@@ -98,6 +109,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
+    use everstream_kv_cache::ClusterConfig;
     use everstream_memory::{Embedder, HashEmbedder};
     use everstream_model::Model;
 
@@ -115,7 +127,9 @@ mod tests {
         let model = tiny();
         for policy in Policy::ALL {
             for n_sink in [0, 4, 5] {
-                let config = SessionConfig { policy, n_sink, ..SessionConfig::default() };
+                let mut config = SessionConfig { policy, n_sink, ..SessionConfig::default() };
+                let evicts_behind_sinks = matches!(policy, Policy::Sink | Policy::Remember);
+                config.clusters = (n_sink == 5 && evicts_behind_sinks).then(ClusterConfig::default);
                 let expected = config.footprint(model.config()).unwrap();
                 let embedder: Arc<dyn Embedder> = Arc::new(HashEmbedder);
                 let session = Session::new(model.clone(), Some(embedder), config).unwrap();

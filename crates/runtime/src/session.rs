@@ -9,7 +9,7 @@ use crate::ingest::DocumentProgress;
 use crate::recorder::Recorder;
 use crate::saved::{Event, Resumed, Saved};
 use crate::{Insertion, Origin, Policy, Prefill, SessionConfig, SessionError};
-use everstream_kv_cache::{CacheError, KvCache, Sections, TokenPos};
+use everstream_kv_cache::{CacheError, ClusterConfig, KvCache, RawKeys, Sections, TokenPos};
 use everstream_memory::{
     BlockStore, Embedder, KvShape, Memory, MemoryConfig, MemoryError, RamStore, Recall,
     RecalledBlock, Role,
@@ -114,6 +114,11 @@ impl Session {
         let mut cache_config =
             model.cache_config(config.eviction(), recall_tokens, config.chunk_tokens);
         cache_config.kv_type = config.kv_type;
+        if let Some(clusters) = config.clusters {
+            let reach_tokens = clusters.reach_tokens.min(model.config().context_length);
+            cache_config.clusters = Some(ClusterConfig { reach_tokens, ..clusters });
+            cache_config.raw_keys = RawKeys::Keep;
+        }
         let cache = KvCache::new(&cache_config)?;
         let pinned = TokenPos(config.pinned() as u64);
         let recorder =

@@ -8,7 +8,9 @@ use std::ops::ControlFlow::Continue;
 use std::sync::Arc;
 
 use common::{session, small, story, tiny};
-use everstream_runtime::kv_cache::{KvCache, KvType, NeverEvict, Place};
+use everstream_runtime::kv_cache::{
+    ClusterBias, ClusterConfig, ClusterForm, ClusterPlace, KvCache, KvType, NeverEvict, Place,
+};
 use everstream_runtime::memory::{Gate, RecallOrder, Role};
 use everstream_runtime::model::{Model, Sequence, SpecialTokens, Workspace};
 use everstream_runtime::{GenerateOptions, Insertion, Origin, Policy, Session, SessionConfig};
@@ -52,6 +54,50 @@ fn remember_with_nothing_recalled_equals_sink() {
             conversation(&mut session(model, small(Policy::Remember))),
             conversation(&mut sink)
         );
+    });
+}
+
+/// The same with clusters of all kinds, which tokens are added to at fixed places.
+#[test]
+fn the_size_of_chunks_changes_no_clusters() {
+    for_each(|model| {
+        let mut all = Vec::new();
+        for (place, form, bias) in [
+            (ClusterPlace::After, ClusterForm::Centroid, ClusterBias::Calibrated),
+            (ClusterPlace::After, ClusterForm::Medoid, ClusterBias::LogCount),
+            (ClusterPlace::Sinks, ClusterForm::Medoid, ClusterBias::Calibrated),
+            (ClusterPlace::Sinks, ClusterForm::Centroid, ClusterBias::None),
+        ] {
+            let run = |chunk_tokens, policy| {
+                let mut config = SessionConfig { chunk_tokens, ..small(policy) };
+                let (n_clusters, segment_tokens) = (12, 32);
+                let clusters = ClusterConfig {
+                    n_clusters,
+                    segment_tokens,
+                    place,
+                    form,
+                    bias,
+                    ..Default::default()
+                };
+                config.clusters = Some(clusters);
+                config.recall.place = Place::Between;
+                let mut session = session(model, config);
+                let logits = conversation(&mut session);
+                assert_eq!(session.sections().clusters, 12);
+                logits
+            };
+            for policy in [Policy::Sink, Policy::Remember] {
+                let expected = run(1, policy);
+                for chunk_tokens in [5, 32, 400] {
+                    assert!(
+                        run(chunk_tokens, policy) == expected,
+                        "{form:?} {bias:?} {chunk_tokens}"
+                    );
+                }
+                assert!(!all.contains(&expected));
+                all.push(expected);
+            }
+        }
     });
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{small, story, tiny};
-use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
+use everstream_runtime::kv_cache::{ClusterConfig, ClusterForm, KvType, Place, TokenPos};
 use everstream_runtime::memory::{
     BlockStore, DiskOptions, DiskStore, HashEmbedder, KvType as MemoryType, Recall, RecallOrder,
     Role, SessionFolder, StoreError,
@@ -174,6 +174,18 @@ fn places() -> impl Iterator<Item = SessionConfig> {
         let window = (insertion == Insertion::Repair).then_some(20);
         let insertion = Some(insertion);
         config.recall = RecallConfig { place, insertion, window, ..config.recall };
+        // Also with clusters.
+        let form = match memory_type {
+            MemoryType::Q8 => ClusterForm::Medoid,
+            _ => ClusterForm::Centroid,
+        };
+        let (n_clusters, segment_tokens) = (12, 32);
+        config.clusters = (place == Place::Between).then(|| ClusterConfig {
+            n_clusters,
+            segment_tokens,
+            form,
+            ..Default::default()
+        });
         config
     })
 }

@@ -67,6 +67,7 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     let is_terminal = input.as_ref().is_some_and(Input::is_terminal);
 
     let model = load::model(common, &args.model.model)?;
+    args.cache.clusters.check(&model.config().name)?;
     // What is kept must not depend on whether an encoder was there today.
     let asked = args.policy.or(storage.is_some().then_some(Policy::Remember));
     let encoder = load::encoder_or_sink(common, asked, &mut config)?;
@@ -132,6 +133,9 @@ fn keep_geometry(
     }
     if asked.context_tokens != default.context_tokens {
         config.context_tokens = asked.context_tokens;
+    }
+    if asked.clusters != default.clusters {
+        config.clusters = asked.clusters;
     }
     if asked.kv_type != default.kv_type {
         config.kv_type = asked.kv_type;

@@ -72,16 +72,17 @@ pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> 
     } else {
         writeln!(
             out,
-            "{:<10} {:>6} {:>8} {:>8} {:>8} {:>8} {:>11}",
-            "policy", "sinks", "recalled", "window", "budget", "tokens", "perplexity"
+            "{:<10} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>11}",
+            "policy", "sinks", "clusters", "recalled", "window", "budget", "tokens", "perplexity"
         )?;
         for row in &rows {
             let c = &row.config;
             let (sinks, recalled, window) = sizes(c);
             writeln!(
                 out,
-                "{:<10} {sinks:>6} {recalled:>8} {window:>8} {:>8} {:>8} {:>11.3}",
+                "{:<10} {sinks:>6} {:>8} {recalled:>8} {window:>8} {:>8} {:>8} {:>11.3}",
                 c.policy.name(),
+                c.n_clusters(),
                 c.budget_tokens(),
                 row.score.tokens,
                 row.score.perplexity()
@@ -95,6 +96,9 @@ fn session_config(args: &PerplexityArgs, policy: Policy, n_tokens: usize) -> Ses
     let mut config = args.cache.session(policy);
     config.context_tokens = args.context_tokens;
     config.max_tokens = n_tokens;
+    if !matches!(policy, Policy::Sink | Policy::Remember) {
+        config.clusters = None;
+    }
     // A window that is computed anew has room for what others keep as sinks.
     if matches!(policy, Policy::Window | Policy::Recompute) {
         config.window_tokens = config.window_tokens.saturating_add(config.n_sink);
@@ -119,6 +123,12 @@ impl Row {
         json!({
             "policy": self.config.policy.name(),
             "sinks": sinks,
+            "clusters": self.config.clusters.map(|clusters| json!({
+                "n": clusters.n_clusters,
+                "place": clusters.place.name(),
+                "form": clusters.form.name(),
+                "bias": clusters.bias.name(),
+            })),
             "context_tokens": recalled,
             "window": window,
             "budget_tokens": self.config.budget_tokens(),

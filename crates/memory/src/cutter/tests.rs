@@ -1,5 +1,5 @@
 use super::*;
-use crate::rng::SplitMix64;
+use everstream_kv_cache::rng::SplitMix64;
 
 /// Cuts `tokens`, with a turn end after each of the given counts of tokens.
 fn cut(sizes: BlockSizes, tokens: &[Vec<u8>], turn_ends: &[usize]) -> (Vec<usize>, BlockCutter) {

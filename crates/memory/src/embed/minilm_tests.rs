@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{EmbedError, Embedder, MiniLm};
-use crate::rng::SplitMix64;
+use everstream_kv_cache::rng::SplitMix64;
 
 const HIDDEN: usize = 8;
 const INNER: usize = 12;

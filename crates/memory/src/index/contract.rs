@@ -6,7 +6,7 @@
 use super::ExactIndex;
 use super::{Distance, Hit, IndexError, VectorIndex};
 use crate::block::BlockId;
-use crate::rng::SplitMix64;
+use everstream_kv_cache::rng::SplitMix64;
 
 const DISTANCES: [Distance; 3] = [Distance::L2, Distance::InnerProduct, Distance::Cosine];
 

@@ -83,7 +83,7 @@ fn sum_of(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::SplitMix64;
+    use everstream_kv_cache::rng::SplitMix64;
 
     /// Reordered sums of n terms of size 1 differ by at most about n * 2^-24 * n / 2; the products
     /// here have random signs, so 1e-5 of n is far above what occurs and below any mistake.

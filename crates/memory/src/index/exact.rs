@@ -374,7 +374,7 @@ mod tests {
     /// threads' worth, and no whole number of groups. To the bit.
     #[test]
     fn sketches_rule_out_nothing_that_is_near() {
-        let mut rng = crate::rng::SplitMix64::new(3);
+        let mut rng = everstream_kv_cache::rng::SplitMix64::new(3);
         for (dim, n_rows) in
             [(3, 700), (70, 5), (70, 2001), (1024, 2 * BYTES_PER_THREAD / 1024 + 1)]
         {

@@ -166,7 +166,7 @@ impl VectorIndex for HnswIndex {
 mod tests {
     use super::*;
     use crate::index::{contract, normalise};
-    use crate::rng::SplitMix64;
+    use everstream_kv_cache::rng::SplitMix64;
 
     #[test]
     fn it_keeps_the_contract() {

@@ -146,7 +146,7 @@ struct Sketched {
 mod tests {
     use super::*;
     use crate::index::normalise;
-    use crate::rng::SplitMix64;
+    use everstream_kv_cache::rng::SplitMix64;
 
     /// Random vectors, sparse ones, long ones, equal ones, and such as have no direction or no
     /// finite length.

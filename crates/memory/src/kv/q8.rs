@@ -213,7 +213,7 @@ fn clamp(number: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::SplitMix64;
+    use everstream_kv_cache::rng::SplitMix64;
 
     const HEAD_DIM: usize = 6;
     const N_TOKENS: usize = 9;

@@ -5,11 +5,11 @@ use crate::block::Role;
 use crate::embed::{EmbedError, HashEmbedder};
 use crate::index::{Distance, ExactIndex, IndexError};
 use crate::recall::RecallOrder;
-use crate::rng::SplitMix64;
 use crate::store::contract::FailingStore;
 use crate::store::{RamStore, StoreError};
 use crate::strategy::Random;
 use crate::testing::{SHAPE, new_block, positions};
+use everstream_kv_cache::rng::SplitMix64;
 
 fn config() -> MemoryConfig {
     MemoryConfig { gate: Gate::OPEN, embed_batch: 3, ..MemoryConfig::new("test", SHAPE) }

@@ -158,9 +158,9 @@ mod tests {
     use crate::block::{BlockId, NewBlock};
     use crate::index::{Distance, ExactIndex, VectorIndex};
     use crate::kv::{BlockKv, KvShape, KvType};
-    use crate::rng::SplitMix64;
     use crate::testing::{new_block, session};
     use crate::words::WordIndex;
+    use everstream_kv_cache::rng::SplitMix64;
 
     const SHAPE: KvShape = KvShape { n_layers: 2, n_kv_heads: 2, head_dim: 4 };
     const N_HEADS: usize = 4;

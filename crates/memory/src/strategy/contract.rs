@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use super::{ALL, Query, Strategy, by_name};
 use crate::block::{BlockId, Role};
 use crate::index::{Distance, ExactIndex, Hit, VectorIndex};
-use crate::rng::SplitMix64;
 use crate::store::BlockMeta;
 use crate::testing::positions;
 use crate::words::WordIndex;
+use everstream_kv_cache::rng::SplitMix64;
 
 /// Blocks with random vectors, in stream order.
 struct World {

@@ -2,7 +2,7 @@
 
 use super::{Query, Strategy};
 use crate::index::{Hit, IndexError};
-use crate::rng::SplitMix64;
+use everstream_kv_cache::rng::SplitMix64;
 
 /// Recalls blocks drawn by lot from all eligible ones. What it scores is what any strategy gets
 /// for free; run it with an open gate, which would otherwise turn most of its draws away.

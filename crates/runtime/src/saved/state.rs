@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use everstream_kv_cache::{KvType, Place, TimelineState, TokenPos};
+use everstream_kv_cache::{
+    ClusterBias, ClusterConfig, ClusterForm, ClusterPlace, KvType, Place, TimelineState, TokenPos,
+};
 use everstream_memory::codec::{Decoder, Encoder};
 use everstream_memory::record::{self, PREFIX_BYTES};
 use everstream_memory::{BlockSizes, KvType as MemoryType, Maker, write_whole};
@@ -16,7 +18,9 @@ use crate::ingest::DocumentProgress;
 use crate::{Insertion, Origin, SessionConfig, SessionError};
 
 const KIND: u8 = 1;
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// The oldest that can be read: without clusters.
+const FIRST_VERSION: u32 = 2;
 
 /// The settings that a saved stream was made with and cannot change any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub struct Geometry {
     pub window_tokens: usize,
     /// Capacity for recalled tokens.
     pub context_tokens: usize,
+    /// How what has left is summarised.
+    pub clusters: Option<ClusterConfig>,
     /// Storage type of keys and values in the cache.
     pub kv_type: KvType,
     /// Storage type of keys and values in the memory.
@@ -43,6 +49,7 @@ impl Geometry {
             n_sink: config.n_sink,
             window_tokens: config.window_tokens,
             context_tokens: config.context_tokens,
+            clusters: config.clusters,
             kv_type: config.kv_type,
             memory_type: config.memory_type,
             sizes: config.recall.sizes,
@@ -54,6 +61,7 @@ impl Geometry {
         config.n_sink = self.n_sink;
         config.window_tokens = self.window_tokens;
         config.context_tokens = self.context_tokens;
+        config.clusters = self.clusters;
         config.kv_type = self.kv_type;
         config.memory_type = self.memory_type;
         config.recall.sizes = self.sizes;
@@ -62,7 +70,9 @@ impl Geometry {
     /// The first setting that differs: its name, the value here, the value there.
     fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         let sizes = |s: BlockSizes| format!("{} to {} tokens", s.min(), s.max());
+        let clusters = |g: &Self| g.clusters.map_or("none".to_owned(), |c| format!("{c:?}"));
         let all = [
+            ("clusters", clusters(self), clusters(other)),
             ("number of sinks", self.n_sink.to_string(), other.n_sink.to_string()),
             ("window", self.window_tokens.to_string(), other.window_tokens.to_string()),
             ("recalled context", self.context_tokens.to_string(), other.context_tokens.to_string()),
@@ -95,16 +105,42 @@ impl Geometry {
             KvType::F16 => 1,
         });
         to.kv_type(self.memory_type);
+        encode_clusters(self.clusters, to);
     }
 
-    fn decode(from: &mut Decoder<'_>) -> Option<Self> {
+    fn decode(from: &mut Decoder<'_>, version: u32) -> Option<Self> {
         let mut size = || Some(from.u32()? as usize);
         let (n_sink, window_tokens, context_tokens) = (size()?, size()?, size()?);
         let sizes = BlockSizes::new(size()?, size()?, size()?).ok()?;
         let kv_type = *[KvType::F32, KvType::F16].get(usize::from(from.u8()?))?;
         let memory_type = from.kv_type()?;
-        Some(Self { n_sink, window_tokens, context_tokens, kv_type, memory_type, sizes })
+        let clusters = if version == FIRST_VERSION { None } else { decode_clusters(from)? };
+        Some(Self { n_sink, window_tokens, context_tokens, clusters, kv_type, memory_type, sizes })
     }
+}
+
+fn encode_clusters(clusters: Option<ClusterConfig>, to: &mut Encoder) {
+    let c = clusters.unwrap_or(ClusterConfig { n_clusters: 0, ..Default::default() });
+    to.u64(c.n_clusters as u64);
+    to.u8(ClusterPlace::ALL.iter().position(|&place| place == c.place).unwrap_or_default() as u8);
+    to.u8(ClusterForm::ALL.iter().position(|&form| form == c.form).unwrap_or_default() as u8);
+    to.u8(ClusterBias::ALL.iter().position(|&bias| bias == c.bias).unwrap_or_default() as u8);
+    to.u64(c.segment_tokens as u64);
+    to.u64(c.reach_tokens as u64);
+    to.u64(c.seed);
+}
+
+fn decode_clusters(from: &mut Decoder<'_>) -> Option<Option<ClusterConfig>> {
+    let config = ClusterConfig {
+        n_clusters: usize::try_from(from.u64()?).ok()?,
+        place: *ClusterPlace::ALL.get(usize::from(from.u8()?))?,
+        form: *ClusterForm::ALL.get(usize::from(from.u8()?))?,
+        bias: *ClusterBias::ALL.get(usize::from(from.u8()?))?,
+        segment_tokens: usize::try_from(from.u64()?).ok()?,
+        reach_tokens: usize::try_from(from.u64()?).ok()?,
+        seed: from.u64()?,
+    };
+    Some(Some(config).filter(|config| config.n_clusters > 0))
 }
 
 /// What is known of a saved session without its model.
@@ -158,7 +194,7 @@ pub(crate) fn read_header(path: &Path) -> Result<Option<Header>, SessionError> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     let Some((_, head)) = record::read_at(&file, 0, len)? else { return Ok(None) };
-    decode_header(path, &head)
+    Ok(decode_header(path, &head)?.map(|(header, _)| header))
 }
 
 /// Reads a state; `None` if the file is damaged.
@@ -171,30 +207,30 @@ pub(crate) fn read(path: &Path) -> Result<Option<(Header, State)>, SessionError>
     if record::checksum(&body) != prefix.body_crc {
         return Ok(None);
     }
-    let Some(header) = decode_header(path, &head)? else { return Ok(None) };
-    Ok(State::decode(&body).map(|state| (header, state)))
+    let Some((header, version)) = decode_header(path, &head)? else { return Ok(None) };
+    Ok(State::decode(&body, &header, version).map(|state| (header, state)))
 }
 
-fn decode_header(path: &Path, head: &[u8]) -> Result<Option<Header>, SessionError> {
+fn decode_header(path: &Path, head: &[u8]) -> Result<Option<(Header, u32)>, SessionError> {
     let mut from = Decoder(head);
-    let version = from.u32();
-    if let Some(found) = version.filter(|&version| version != VERSION) {
-        let path = path.to_owned();
+    let Some(version) = from.u32() else { return Ok(None) };
+    if !(FIRST_VERSION..=VERSION).contains(&version) {
+        let (path, found) = (path.to_owned(), version);
         return Err(SessionError::StateVersion { path, found, expected: VERSION });
     }
     let mut header = || {
         let n_tokens = from.u64()?;
-        let geometry = Geometry::decode(&mut from)?;
+        let geometry = Geometry::decode(&mut from, version)?;
         let maker = Maker::decode(&mut from)?;
         from.end()?;
-        Some(Header { maker, geometry, n_tokens })
+        Some((Header { maker, geometry, n_tokens }, version))
     };
     Ok(header())
 }
 
 impl State {
     fn encode(&self, to: &mut Encoder) {
-        let TimelineState { next, shift, gap, recalled, hidden_before } = self.timeline;
+        let TimelineState { next, shift, gap, recalled, hidden_before, clusters } = self.timeline;
         [next.0, shift, hidden_before.0].iter().for_each(|&n| to.u64(n));
         let (at, len) = gap.map_or((0, 0), |(at, len)| (at.0, len as u64));
         to.u64(at);
@@ -205,6 +241,8 @@ impl State {
         });
         to.u8(place);
         to.u64(len);
+        to.u64(clusters.0 as u64);
+        to.u64(clusters.1.0);
         to.u8(u8::from(self.awaits_answer));
         to.u64(self.last_turn.map_or(u64::MAX, |turn| turn.0));
         to.u32(u32::try_from(self.documents.len()).expect("fewer documents than 2^32"));
@@ -236,7 +274,7 @@ impl State {
         to.0.extend_from_slice(&self.rows);
     }
 
-    fn decode(body: &[u8]) -> Option<Self> {
+    fn decode(body: &[u8], header: &Header, version: u32) -> Option<Self> {
         let mut from = Decoder(body);
         let (next, shift, hidden_before) =
             (TokenPos(from.u64()?), from.u64()?, TokenPos(from.u64()?));
@@ -249,7 +287,11 @@ impl State {
             2 => Some((Place::Near, len)),
             _ => return None,
         };
-        let timeline = TimelineState { next, shift, gap, recalled, hidden_before };
+        let clusters = match version {
+            FIRST_VERSION => (0, TokenPos(header.geometry.n_sink as u64)),
+            _ => (usize::try_from(from.u64()?).ok()?, TokenPos(from.u64()?)),
+        };
+        let timeline = TimelineState { next, shift, gap, recalled, hidden_before, clusters };
         let awaits_answer = from.u8()? != 0;
         let last_turn = Some(from.u64()?).filter(|&turn| turn != u64::MAX).map(TokenPos);
         let n_documents = from.u32()?;

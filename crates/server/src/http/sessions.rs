@@ -96,12 +96,14 @@ fn session_object(session: &Session) -> Value {
         "evicted": [evicted.start.0, evicted.end.0],
         "sections": {
             "sinks": sections.sinks,
+            "clusters": sections.clusters,
             "recalled": sections.recalled,
             "window": sections.window,
             "hidden": n_window.saturating_sub(sections.window as u64),
         },
         "capacity": {
             "sinks": config.n_sink,
+            "clusters": config.n_clusters(),
             "recalled": config.context_tokens,
             "window": config.window_tokens,
         },

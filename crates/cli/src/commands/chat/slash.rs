@@ -110,7 +110,12 @@ pub(super) fn policy(session: &Session) -> String {
         Policy::Recompute => {
             format!("policy {name}: {} recent tokens, computed anew", c.window_tokens)
         }
-        Policy::Sink => format!("policy {name}: {} sinks + {} recent", c.n_sink, c.window_tokens),
+        Policy::Sink => format!(
+            "policy {name}: {} sinks + {} clusters + {} recent",
+            c.n_sink,
+            c.n_clusters(),
+            c.window_tokens
+        ),
         Policy::Remember => {
             let place = match c.recall.place {
                 Place::Near => "near",
@@ -121,9 +126,10 @@ pub(super) fn policy(session: &Session) -> String {
                 RecallOrder::Stream => "in stream order",
             };
             format!(
-                "policy {name}: {} sinks + {} recalled + {} recent; strategy {}, up to {} blocks, \
+                "policy {name}: {} sinks + {} clusters + {} recalled + {} recent; strategy {}, up to {} blocks, \
                  {place} as {}, {order}, distance up to {}",
                 c.n_sink,
+                c.n_clusters(),
                 c.context_tokens,
                 c.window_tokens,
                 c.recall.strategy.name(),

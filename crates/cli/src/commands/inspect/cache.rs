@@ -43,7 +43,7 @@ impl Cache {
         let raw = f.raw_key_bytes_per_token;
         vec![
             section("sinks", f.sinks, 0),
-            section("clusters", 0, raw),
+            section("clusters", f.clusters, raw),
             section("recalled", f.recalled, raw),
             section("window", f.window, raw),
             section("chunk", f.chunk, raw),
@@ -75,6 +75,7 @@ impl Cache {
             "sections": self.sections().into_iter().map(section).collect::<Vec<_>>(),
             "kv_bytes": f.kv_bytes,
             "raw_key_bytes": f.raw_key_bytes,
+            "cluster_bytes": f.cluster_bytes,
             "bytes": f.bytes(),
             "stored_bytes_per_evicted_token": self.stored_bytes_per_token(),
         })
@@ -103,8 +104,12 @@ impl Cache {
             writeln!(out, "  {name:<10} {tokens:>7} {kv:>17} {raw:>17}")?;
         }
         let (kv, raw) = (output::size(f.kv_bytes), output::size(f.raw_key_bytes));
-        let tokens = f.sinks + f.recalled + f.window + f.chunk;
+        let tokens = f.sinks + f.clusters + f.recalled + f.window + f.chunk;
         writeln!(out, "  {:<10} {tokens:>7} {kv:>17} {raw:>17}", "together")?;
+        if f.cluster_bytes > 0 {
+            let made = output::size(f.cluster_bytes);
+            writeln!(out, "  clusters are made of {made} of means, sampled tokens and queries")?;
+        }
         if self.stored_bytes_per_token() > 0 {
             let stored = output::size(self.stored_bytes_per_token());
             writeln!(out, "  each token that leaves the window is kept in {stored} of memory")?;

@@ -3,14 +3,17 @@
 /// SplitMix64. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 /// OOPSLA 2014.
 #[derive(Clone, Debug)]
-pub(crate) struct SplitMix64(u64);
+pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The sequence that a seed begins.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next_u64(&mut self) -> u64 {
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,15 +21,19 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
+    /// A number from 0 to below 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// A number in -1 .. 1.
-    #[cfg(any(test, feature = "contract"))]
-    pub(crate) fn signed_unit(&mut self) -> f32 {
+    pub fn signed_unit(&mut self) -> f32 {
         (self.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
     /// A number below `bound`, which is not zero. The bias of the remainder is far below what
-    /// a control needs: `bound` counts blocks.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
+    /// a choice among tokens or blocks needs.
+    pub fn below(&mut self, bound: usize) -> usize {
         (self.next_u64() % bound as u64) as usize
     }
 }

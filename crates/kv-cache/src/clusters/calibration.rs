@@ -1,0 +1,367 @@
+//! How much attention the clusters of a query head are to get.
+//!
+//! The tokens that clusters stand for would get less attention where they stood than they would at the
+//! clusters' place, and most of it would go to the few that a query looks for, which no mean can give.
+//! So for some recent queries the output of attention is estimated as it would be if nothing had left,
+//! from a sample of what has, each token at its own distance; and the *offset* of a query head is the
+//! number, added to the scores of its clusters, with which the output comes nearest to that. A head whose
+//! clusters do not help gives them no weight.
+//!
+//! That clusters estimate the attention of what is not read is RetroInfer's idea (Chen et al., 2025,
+//! arXiv:2505.02922); that what replaces tokens should match the output of attention and its mass is that
+//! of Attention Matching (`docs/decisions/012-clusters.md`).
+
+use everstream_kernels::{
+    Attention, Biases, Element, QueryForm, Rotation, Span, attend_measured, key_tiles_len,
+    write_key,
+};
+use half::f16;
+
+use super::means::Means;
+use super::{ClusterConfig, Compute, Queries};
+use crate::buffers::Number;
+use crate::cache::LayerKind;
+use crate::rng::SplitMix64;
+use crate::{ClusterPlace, HeadBuffers, Slot, Timeline, TokenPos};
+
+/// Queries of each segment that are kept.
+pub(super) const N_QUERIES: usize = 16;
+/// Tokens of each segment that are sampled.
+const N_SAMPLED: usize = 16;
+/// Segments whose samples are kept: with segments of 256 tokens 8,192 of them.
+const N_SEGMENTS: usize = 32;
+/// Tokens whose keys and values are kept.
+pub(super) const SAMPLED_TOKENS: usize = N_SEGMENTS * N_SAMPLED;
+/// The newest segment moves an offset as if it were one of so many, or of as many as there were.
+const N_AVERAGED: u64 = 8;
+
+/// Offsets that are tried: from next to no weight to one that is twenty times as large.
+fn offsets() -> impl Iterator<Item = f32> {
+    (-24..=6).map(|i| i as f32 * 0.5)
+}
+
+/// What is known of the attention of one KV head.
+#[derive(Clone, Debug)]
+pub(super) struct Calibration {
+    /// Raw keys of sampled tokens, a ring of segments: `[SAMPLED_TOKENS, head_dim]`.
+    keys: Vec<f16>,
+    /// Their values.
+    values: Vec<f16>,
+    /// `[n_query_heads]`
+    pub(super) offsets: Vec<f32>,
+}
+
+/// What all heads of a kind of layer are measured by.
+pub(super) struct Reference {
+    /// Of the segment, from 1.
+    number: u64,
+    n_sink: usize,
+    sinks_are_seen: bool,
+    /// Tokens that a sample stands for, as a logarithm.
+    log_weight: f32,
+    /// The sampled tokens, in the order of the ring, each with its rotation.
+    sampled: Vec<(TokenPos, Rotation)>,
+    /// The tokens of the queries' windows, in the order of the stream, each with its slot and rotation.
+    seen: Vec<(TokenPos, Slot, Rotation)>,
+    queries: Vec<ReferenceQuery>,
+    cluster_slots: Vec<Slot>,
+}
+
+/// A query that attention is measured for.
+struct ReferenceQuery {
+    /// Where it is kept.
+    kept: usize,
+    /// At its place in the stream, and in the cache.
+    rotations: [Rotation; 2],
+    /// Which samples have left its window, and are within reach.
+    evicted: Vec<Span>,
+    /// Its window.
+    window: Span,
+}
+
+/// Which tokens of a segment that begins at `start` are sampled.
+fn sampled(config: &ClusterConfig, start: TokenPos) -> impl Iterator<Item = TokenPos> {
+    let step = config.segment_tokens / N_SAMPLED;
+    let mut rng = SplitMix64::new(config.seed ^ start.0);
+    (0..N_SAMPLED).map(move |i| start.after(i * step + rng.below(step)))
+}
+
+/// Runs of numbers below `n` that are wanted.
+fn runs(n: usize, is_wanted: impl Fn(usize) -> bool) -> Vec<Span> {
+    let mut runs: Vec<Span> = Vec::new();
+    for i in (0..n).filter(|&i| is_wanted(i)) {
+        match runs.last_mut() {
+            Some(run) if run.first + run.len == i => run.len += 1,
+            _ => runs.push(Span { first: i, len: 1, form: QueryForm::Window }),
+        }
+    }
+    runs
+}
+
+impl Reference {
+    /// `number` is that of the segment which is being added, from 1.
+    pub(super) fn new(
+        config: &ClusterConfig,
+        before: &Timeline,
+        after: &Timeline,
+        kind: &LayerKind,
+        number: u64,
+    ) -> Self {
+        let n_sink = before.policy().n_sink();
+        let (window_tokens, next) = (before.policy().window_tokens(), before.next());
+        let oldest_of = |token: TokenPos| token.before(window_tokens).max(TokenPos(n_sink as u64));
+        let since = next.before(config.segment_tokens);
+        // The newest segment at each place of the ring.
+        let n_places = number.min(N_SEGMENTS as u64);
+        let of_ring = (0..n_places).map(|place| {
+            let segment = number - 1 - (number - 1 - place) % N_SEGMENTS as u64;
+            TokenPos(n_sink as u64 + segment * config.segment_tokens as u64)
+        });
+        let sampled: Vec<(TokenPos, Rotation)> = of_ring
+            .flat_map(|start| sampled(config, start))
+            .map(|token| (token, kind.rope.rotation(token.0)))
+            .collect();
+        let seen: Vec<(TokenPos, Slot, Rotation)> = (oldest_of(since).0..next.0)
+            .map(TokenPos)
+            .map(|token| (token, before.slot(token), kind.rope.rotation(token.0)))
+            .collect();
+        let reach_tokens = kind.window_tokens.unwrap_or(config.reach_tokens);
+        let step = (config.segment_tokens / N_QUERIES) as u64;
+        let tokens = (since.0..next.0).map(TokenPos).filter(|token| token.0.is_multiple_of(step));
+        let queries = tokens.map(|token| {
+            let in_cache = (after.n_before_recalled() + token.since(oldest_of(token))) as u64;
+            ReferenceQuery {
+                kept: (token.0 / step) as usize % N_QUERIES,
+                rotations: [token.0, in_cache].map(|at| kind.rope.rotation(at)),
+                evicted: runs(sampled.len(), |i| {
+                    let sample = sampled[i].0;
+                    sample < oldest_of(token) && token.since(sample) < reach_tokens
+                }),
+                window: Span {
+                    first: oldest_of(token).since(seen[0].0),
+                    len: token.since(oldest_of(token)) + 1,
+                    form: QueryForm::Window,
+                },
+            }
+        });
+        let queries = queries.filter(|query| !query.evicted.is_empty()).collect();
+        Self {
+            number,
+            n_sink,
+            sinks_are_seen: config.place == ClusterPlace::After,
+            log_weight: ((config.segment_tokens / N_SAMPLED) as f32).ln(),
+            sampled,
+            seen,
+            queries,
+            cluster_slots: (0..after.sections().clusters).map(|i| after.cluster_slot(i)).collect(),
+        }
+    }
+}
+
+impl Calibration {
+    pub(super) fn new(n_query_heads: usize, head_dim: usize) -> Self {
+        let numbers = vec![f16::ZERO; SAMPLED_TOKENS * head_dim];
+        Self { keys: numbers.clone(), values: numbers, offsets: vec![0.0; n_query_heads] }
+    }
+
+    /// Where nothing is measured.
+    pub(super) fn none() -> Self {
+        Self { keys: Vec::new(), values: Vec::new(), offsets: Vec::new() }
+    }
+
+    /// Appends all numbers.
+    pub(super) fn save(&self, out: &mut Vec<u8>) {
+        Number::write_all(&self.keys, out);
+        Number::write_all(&self.values, out);
+        Number::write_all(&self.offsets, out);
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    pub(super) fn load(&mut self, bytes: &mut &[u8]) -> Option<()> {
+        Number::read_all(bytes, &mut self.keys)?;
+        Number::read_all(bytes, &mut self.values)?;
+        Number::read_all(bytes, &mut self.offsets)
+    }
+
+    /// Samples the newest segment, and moves the offsets to where its queries want them.
+    pub(super) fn update(
+        &mut self,
+        compute: &Compute<'_>,
+        reference: &Reference,
+        queries: &Queries<'_>,
+        means: &Means,
+        buffers: &HeadBuffers,
+    ) {
+        self.sample(reference, buffers);
+        if reference.queries.is_empty() {
+            return;
+        }
+        let dim = buffers.head_dim();
+        let sampled = self.keys.chunks_exact(dim).zip(self.values.chunks_exact(dim));
+        let rows = sampled.zip(&reference.sampled).map(|((key, value), (_, rotation))| {
+            let (mut raw, mut rotated, mut wide) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
+            Element::widen(key, &mut raw);
+            Element::widen(value, &mut wide);
+            rotation.apply(&raw, 1.0, &mut rotated);
+            (rotated, wide)
+        });
+        let evicted = Rows::new(dim, rows);
+        let rows = reference.seen.iter().map(|(_, slot, rotation)| {
+            let (mut raw, mut rotated, mut value) =
+                (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
+            buffers.read_raw(*slot, &mut raw, &mut value);
+            rotation.apply(&raw, 1.0, &mut rotated);
+            (rotated, value)
+        });
+        let seen = Rows::new(dim, rows);
+        let in_cache = |slots: &mut dyn Iterator<Item = Slot>| {
+            let rows = slots.map(|slot| {
+                let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);
+                buffers.read(slot, &mut key, &mut value);
+                (key, value)
+            });
+            Rows::new(dim, rows)
+        };
+        let n_sink = if reference.sinks_are_seen { reference.n_sink } else { 0 };
+        let sinks = in_cache(&mut (0..n_sink as u32).map(Slot));
+        let clusters = in_cache(&mut reference.cluster_slots.iter().copied());
+        let group = queries.group;
+        let log_counts = means.counts.iter().map(|&count| (count as f32).ln());
+        let log_counts: Vec<f32> = (0..group).flat_map(|_| log_counts.clone()).collect();
+        let biases = Biases { first: 0, len: clusters.n_rows, values: &log_counts };
+
+        let mut errors = vec![vec![0.0_f64; offsets().count()]; group];
+        let mut scores = Vec::new();
+        for query in &reference.queries {
+            let of_group = queries.at(query.kept, dim);
+            let forms = query.rotations.each_ref().map(|rotation| {
+                let mut form = vec![0.0; of_group.len()];
+                let heads = form.chunks_exact_mut(dim).zip(of_group.chunks_exact(dim));
+                heads.for_each(|(to, head)| rotation.apply(head, compute.attention_scale, to));
+                form
+            });
+            let mut of = |rows: &Rows, spans: &[Span], biases| {
+                rows.attend(compute, spans, biases, [&forms[0], &forms[1]], &mut scores)
+            };
+            let evicted = of(&evicted, &query.evicted, None);
+            let window = of(&seen, &[query.window], None);
+            let sinks = of(&sinks, &[sinks.all()], None);
+            let clusters = of(&clusters, &[clusters.all()], Some(biases));
+            for (head, errors) in errors.iter_mut().enumerate() {
+                let seen = window.head(head, 0.0).and(&sinks.head(head, 0.0));
+                let wanted = seen.and(&evicted.head(head, reference.log_weight));
+                for (error, offset) in errors.iter_mut().zip(offsets()) {
+                    *error += seen.and(&clusters.head(head, offset)).distance(&wanted);
+                }
+            }
+        }
+        let step = 1.0 / reference.number.min(N_AVERAGED) as f32;
+        for (held, errors) in self.offsets.iter_mut().zip(&errors) {
+            let best = errors.iter().zip(offsets()).min_by(|a, b| a.0.total_cmp(b.0));
+            let best = best.map_or(0.0, |(_, offset)| offset);
+            *held += step * (best - *held);
+        }
+    }
+
+    fn sample(&mut self, reference: &Reference, buffers: &HeadBuffers) {
+        let dim = buffers.head_dim();
+        let place = (reference.number as usize - 1) % N_SEGMENTS * N_SAMPLED;
+        let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);
+        for (i, (token, _)) in reference.sampled[place..][..N_SAMPLED].iter().enumerate() {
+            // What is added now is what the oldest of the queries no longer sees.
+            let slot = reference.seen[token.since(reference.seen[0].0)].1;
+            buffers.read_raw(slot, &mut key, &mut value);
+            let at = (place + i) * dim..(place + i + 1) * dim;
+            Element::narrow(&key, &mut self.keys[at.clone()]);
+            Element::narrow(&value, &mut self.values[at]);
+        }
+    }
+}
+
+/// Keys, in tiles, and values that one part of what is attended to has.
+struct Rows {
+    head_dim: usize,
+    n_rows: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Rows {
+    fn new(head_dim: usize, rows: impl Iterator<Item = (Vec<f32>, Vec<f32>)>) -> Self {
+        let (mut keys, mut values, mut n_rows) = (Vec::new(), Vec::new(), 0);
+        for (key, value) in rows {
+            keys.resize(key_tiles_len(n_rows + 1, head_dim), 0.0);
+            write_key(&mut keys, n_rows, &key);
+            values.extend_from_slice(&value);
+            n_rows += 1;
+        }
+        Self { head_dim, n_rows, keys, values }
+    }
+
+    /// All of them, which stand in the cache.
+    fn all(&self) -> Span {
+        Span { first: 0, len: self.n_rows, form: QueryForm::Cache }
+    }
+
+    fn attend(
+        &self,
+        compute: &Compute<'_>,
+        spans: &[Span],
+        biases: Option<Biases<'_>>,
+        queries: [&[f32]; 2],
+        scores: &mut Vec<f32>,
+    ) -> Parts {
+        let mut out = vec![0.0; queries[0].len()];
+        let mut log_masses = vec![f32::NEG_INFINITY; out.len() / self.head_dim];
+        let is_empty = self.n_rows == 0;
+        if !is_empty {
+            let attention = Attention {
+                keys: &self.keys,
+                values: &self.values,
+                head_dim: self.head_dim,
+                spans,
+                score_cap: None,
+                biases,
+                queries,
+            };
+            attend_measured(compute.isa, &attention, scores, &mut out, &mut log_masses);
+        }
+        Parts { head_dim: self.head_dim, out, log_masses }
+    }
+}
+
+/// What query heads got of a part: outputs `[n_heads, head_dim]`, and how much they attended to it.
+struct Parts {
+    head_dim: usize,
+    out: Vec<f32>,
+    log_masses: Vec<f32>,
+}
+
+impl Parts {
+    fn head(&self, head: usize, offset: f32) -> Part {
+        let out = self.out[head * self.head_dim..][..self.head_dim].to_vec();
+        Part { out, log_mass: self.log_masses[head] + offset }
+    }
+}
+
+/// The output of a head for a part of what it attends to.
+struct Part {
+    out: Vec<f32>,
+    log_mass: f32,
+}
+
+impl Part {
+    /// Both parts together.
+    fn and(&self, other: &Self) -> Self {
+        let largest = self.log_mass.max(other.log_mass);
+        let (a, b) = ((self.log_mass - largest).exp(), (other.log_mass - largest).exp());
+        let share = b / (a + b);
+        let out = self.out.iter().zip(&other.out).map(|(x, y)| x + share * (y - x)).collect();
+        Self { out, log_mass: largest + (a + b).ln() }
+    }
+
+    fn distance(&self, other: &Self) -> f64 {
+        let squares = self.out.iter().zip(&other.out).map(|(x, y)| f64::from((x - y) * (x - y)));
+        squares.sum()
+    }
+}

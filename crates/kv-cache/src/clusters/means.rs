@@ -1,0 +1,241 @@
+//! The k means of one KV head.
+
+use super::{ClusterForm, Segment};
+use crate::buffers::Number;
+use crate::rng::SplitMix64;
+
+/// Means of the keys that have been added, and of their values.
+///
+/// Sources: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", 2007, for where
+/// clusters begin; Sculley, "Web-Scale K-Means Clustering", 2010, for means that each member moves by
+/// `1 / count`. So a cluster is the mean of all its members, however long ago they were added, and no
+/// mean is ever clustered again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Means {
+    head_dim: usize,
+    /// `[n_clusters, head_dim]`
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
+    pub(super) counts: Vec<u64>,
+    /// Key and value of the member whose key is nearest to the mean, `[n_clusters, head_dim]`: of
+    /// those that were added last, or held before.
+    pub(super) medoids: Option<[Vec<f32>; 2]>,
+}
+
+impl Means {
+    pub(super) fn new(head_dim: usize, form: ClusterForm) -> Self {
+        let medoids = (form == ClusterForm::Medoid).then(Default::default);
+        Self { head_dim, medoids, ..Self::default() }
+    }
+
+    /// Key and value that stand for a cluster.
+    pub(super) fn row(&self, cluster: usize) -> (&[f32], &[f32]) {
+        let at = cluster * self.head_dim..(cluster + 1) * self.head_dim;
+        match &self.medoids {
+            None => (&self.keys[at.clone()], &self.values[at]),
+            Some([keys, values]) => (&keys[at.clone()], &values[at]),
+        }
+    }
+
+    /// Appends all numbers.
+    pub(super) fn save(&self, out: &mut Vec<u8>) {
+        Number::write_all(&self.counts, out);
+        let medoids = self.medoids.iter().flatten();
+        [&self.keys, &self.values].into_iter().chain(medoids).for_each(|numbers| {
+            Number::write_all(numbers, out);
+        });
+    }
+
+    /// Reads what [`save`](Self::save) wrote of so many clusters.
+    pub(super) fn load(&mut self, n_clusters: usize, bytes: &mut &[u8]) -> Option<()> {
+        self.counts = vec![0; n_clusters];
+        Number::read_all(bytes, &mut self.counts)?;
+        let medoids = self.medoids.iter_mut().flatten();
+        for numbers in [&mut self.keys, &mut self.values].into_iter().chain(medoids) {
+            *numbers = vec![0.0; n_clusters * self.head_dim];
+            Number::read_all(bytes, numbers)?;
+        }
+        Some(())
+    }
+
+    /// Adds tokens: first `n_new` clusters begin where k-means++ says, then each token goes to the
+    /// cluster with the nearest mean.
+    pub(super) fn add(&mut self, segment: &Segment, n_new: usize, rng: &mut SplitMix64) {
+        let dim = self.head_dim;
+        // Of each token the squared distance to the nearest mean, and which that is.
+        let mut nearest = vec![(f32::INFINITY, 0); segment.keys.len() / dim];
+        let look_at = |nearest: &mut [(f32, usize)], mean: &[f32], cluster: usize| {
+            for (key, nearest) in segment.keys.chunks_exact(dim).zip(nearest) {
+                let distance = squared_distance(key, mean);
+                if distance < nearest.0 {
+                    *nearest = (distance, cluster);
+                }
+            }
+        };
+        for (cluster, mean) in self.keys.chunks_exact(dim).enumerate() {
+            look_at(&mut nearest, mean, cluster);
+        }
+        for _ in 0..n_new {
+            let at = draw(&nearest, rng) * dim..;
+            let (key, value) = (&segment.keys[at.clone()][..dim], &segment.values[at][..dim]);
+            look_at(&mut nearest, key, self.counts.len());
+            self.keys.extend_from_slice(key);
+            self.values.extend_from_slice(value);
+            self.counts.push(0);
+            if let Some([keys, values]) = &mut self.medoids {
+                keys.extend_from_slice(key);
+                values.extend_from_slice(value);
+            }
+        }
+        for ((key, value), &(_, cluster)) in segment.rows(dim).zip(&nearest) {
+            self.counts[cluster] += 1;
+            let (at, step) =
+                (cluster * dim..(cluster + 1) * dim, 1.0 / self.counts[cluster] as f32);
+            let move_to = |mean: &mut [f32], x: &[f32]| {
+                mean.iter_mut().zip(x).for_each(|(mean, x)| *mean += step * (x - *mean));
+            };
+            move_to(&mut self.keys[at.clone()], key);
+            move_to(&mut self.values[at], value);
+        }
+        let Some([keys, values]) = &mut self.medoids else { return };
+        for ((key, value), &(_, cluster)) in segment.rows(dim).zip(&nearest) {
+            let at = cluster * dim..(cluster + 1) * dim;
+            let mean = &self.keys[at.clone()];
+            if squared_distance(key, mean) < squared_distance(&keys[at.clone()], mean) {
+                keys[at.clone()].copy_from_slice(key);
+                values[at].copy_from_slice(value);
+            }
+        }
+    }
+}
+
+/// A token, by chance in proportion to its squared distance from the nearest mean; any of them if
+/// there is no mean, or none is away from one.
+fn draw(nearest: &[(f32, usize)], rng: &mut SplitMix64) -> usize {
+    let weight = |n: &(f32, usize)| if n.0.is_finite() { f64::from(n.0) } else { 1.0 };
+    let mut left = rng.unit() * nearest.iter().map(weight).sum::<f64>();
+    let chosen = nearest.iter().position(|n| {
+        left -= weight(n);
+        left < 0.0
+    });
+    chosen.unwrap_or_else(|| rng.below(nearest.len()))
+}
+
+/// In eight partial sums: the lengths are multiples of 16.
+fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; 8];
+    for (a, b) in a.chunks_exact(8).zip(b.chunks_exact(8)) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += (a - b) * (a - b);
+        }
+    }
+    sums.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIM: usize = 16;
+
+    fn segment(n_tokens: usize, rng: &mut SplitMix64, value: impl Fn(usize) -> f32) -> Segment {
+        let keys = (0..n_tokens * DIM).map(|_| rng.unit() as f32 - 0.5).collect();
+        let values = (0..n_tokens * DIM).map(|i| value(i % DIM)).collect();
+        Segment { keys, values }
+    }
+
+    /// Each token in f64, and each mean computed from all its members again.
+    #[test]
+    fn means_are_those_of_the_plain_algorithm() {
+        for seed in 0..20 {
+            let mut rng = SplitMix64::new(seed);
+            let mut means = Means::new(DIM, ClusterForm::Medoid);
+            let (mut members, mut centres) = (vec![Vec::<Vec<f64>>::new(); 6], Vec::new());
+            for _ in 0..5 {
+                let segment = segment(48, &mut rng, |_| 1.0);
+                let keys: Vec<Vec<f64>> = segment
+                    .keys
+                    .chunks_exact(DIM)
+                    .map(|key| key.iter().map(|&x| f64::from(x)).collect())
+                    .collect();
+                let distance = |a: &[f64], b: &[f64]| -> f64 {
+                    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
+                };
+                let n_new = 2.min(6 - centres.len());
+                let mut twin = rng.clone();
+                means.add(&segment, n_new, &mut rng);
+                for _ in 0..n_new {
+                    let nearest = |key: &Vec<f64>| {
+                        let all = centres.iter().map(|c: &Vec<f64>| distance(key, c));
+                        all.fold(f64::INFINITY, f64::min) as f32
+                    };
+                    let nearest: Vec<_> = keys.iter().map(|key| (nearest(key), 0)).collect();
+                    centres.push(keys[draw(&nearest, &mut twin)].clone());
+                }
+                for key in &keys {
+                    let nearest = (0..centres.len())
+                        .min_by(|&a, &b| {
+                            distance(key, &centres[a]).total_cmp(&distance(key, &centres[b]))
+                        })
+                        .unwrap();
+                    members[nearest].push(key.clone());
+                }
+                for (centre, members) in centres.iter_mut().zip(&members) {
+                    for (d, x) in centre.iter_mut().enumerate() {
+                        *x = members.iter().map(|m| m[d]).sum::<f64>() / members.len() as f64;
+                    }
+                }
+            }
+            assert_eq!(centres.len(), 6);
+            for (cluster, (centre, members)) in centres.iter().zip(&members).enumerate() {
+                assert_eq!(means.counts[cluster], members.len() as u64);
+                let mean = &means.keys[cluster * DIM..][..DIM];
+                let medoid = means.row(cluster).0;
+                for (x, y) in mean.iter().zip(centre) {
+                    assert!((f64::from(*x) - y).abs() < 1e-5, "{x} {y}");
+                }
+                let is_medoid = |m: &Vec<f64>| m.iter().zip(medoid).all(|(a, b)| *a as f32 == *b);
+                assert!(members.iter().any(is_medoid), "a medoid is a member");
+            }
+        }
+    }
+
+    /// What was added first weighs as much as what was added last: the values of each tenth of the
+    /// stream have a component of their own, and all of them are found in the means.
+    #[test]
+    fn old_text_does_not_fade() {
+        let (n_segments, n_tokens) = (782, 256);
+        let mut rng = SplitMix64::new(3);
+        let mut means = Means::new(DIM, ClusterForm::Centroid);
+        let mut n_added = [0; 10];
+        for i in 0..n_segments {
+            let tenth = i * 10 / n_segments;
+            // The keys of later text are others.
+            let mut segment = segment(n_tokens, &mut rng, |d| if d == tenth { 1.0 } else { 0.0 });
+            segment.keys.iter_mut().for_each(|x| *x += tenth as f32 * 0.1);
+            means.add(&segment, if i < 4 { 16 } else { 0 }, &mut rng);
+            n_added[tenth] += n_tokens;
+        }
+        assert!(n_added.iter().sum::<usize>() > 200_000);
+        for (tenth, n_added) in n_added.into_iter().enumerate() {
+            let of_cluster =
+                |(value, &count): (&[f32], &u64)| f64::from(value[tenth]) * count as f64;
+            let found: f64 =
+                means.values.chunks_exact(DIM).zip(&means.counts).map(of_cluster).sum();
+            let share = found / n_added as f64;
+            assert!((share - 1.0).abs() < 0.01, "tenth {tenth}: {share}");
+        }
+    }
+
+    #[test]
+    fn equal_keys_and_numbers_that_are_none_make_no_trouble() {
+        for number in [0.5, f32::NAN, f32::INFINITY] {
+            let keys = vec![number; 32 * DIM];
+            let segment = Segment { values: keys.clone(), keys };
+            let mut means = Means::new(DIM, ClusterForm::Medoid);
+            means.add(&segment, 8, &mut SplitMix64::new(1));
+            assert_eq!(means.counts.len(), 8);
+            assert_eq!(means.counts.iter().sum::<u64>(), 32);
+        }
+    }
+}
