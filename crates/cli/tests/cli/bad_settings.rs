@@ -153,3 +153,35 @@ fn a_sentence_encoder_as_a_language_model() {
     let model = rig.file("model.safetensors", "x");
     rig.fails(&["generate", "--model", &model, "--prompt", "x"], "is a sentence encoder");
 }
+
+/// Clusters can ruin a model: who talks to one gets those that were measured to help it.
+#[test]
+fn clusters_are_refused_where_they_were_not_measured() {
+    let rig = Rig::new();
+    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", &long_text()));
+    let generate = ["generate", "--model", &model, "--prompt", "Once", "--max-tokens", "4"];
+    let with = |more: &[&'static str]| [&generate[..], more].concat();
+    rig.fails(&with(&["--clusters", "64"]), "clusters were not measured to help");
+    rig.fails(
+        &with(&["--clusters", "64", "--cluster-form", "medoid"]),
+        "only 64 calibrated centroids behind the sinks were measured",
+    );
+    rig.ok(&with(&["--clusters", "64", "--cluster-form", "medoid", "--force"]));
+    rig.fails(
+        &with(&["--clusters", "64", "--policy", "dense"]),
+        "must be 0 unless the policy is sink or remember",
+    );
+    rig.fails(&with(&["--clusters", "70000", "--force"]), "must be at most 65536");
+    // Who measures may measure anything.
+    let score = |clusters: &'static str| {
+        let sizes = ["--window", "100", "--policy", "dense,window,sink", "--tokens", "700"];
+        let arguments = ["perplexity", "--model", &model, "--text", &text, "--json"];
+        rig.ok(&[&arguments[..], &sizes, &["--clusters", clusters]].concat()).json()
+    };
+    let (without, with) = (score("0"), score("8"));
+    for (policy, is_same) in [(0, true), (1, true), (2, false)] {
+        let [a, b] = [&without, &with].map(|score| &score["results"][policy]["nll"]);
+        assert_eq!(a == b, is_same, "{a} {b}");
+    }
+    assert_eq!(with["results"][2]["clusters"]["bias"], "calibrated");
+}

@@ -9,7 +9,7 @@
 //!
 //! That clusters estimate the attention of what is not read is RetroInfer's idea (Chen et al., 2025,
 //! arXiv:2505.02922); that what replaces tokens should match the output of attention and its mass is that
-//! of Attention Matching (`docs/decisions/012-clusters.md`).
+//! of Attention Matching (Zweiger et al., 2026, arXiv:2602.16284).
 
 use everstream_kernels::{
     Attention, Biases, Element, QueryForm, Rotation, Span, attend_measured, key_tiles_len,
