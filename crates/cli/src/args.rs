@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use everstream_runtime::kv_cache::{
-    ClusterBias, ClusterConfig, ClusterForm, ClusterPlace, KvType, Place, TokenPos,
-};
+use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
     BlockFilter, Distance, Gate, KvType as MemoryType, Neighbours, RecallOrder, Role, Strategy,
 };
@@ -19,10 +17,12 @@ use everstream_runtime::{
 
 use crate::examples;
 
+mod clusters;
 mod eval;
 mod memory;
 mod serve;
 
+use clusters::ClusterArgs;
 pub(crate) use eval::{AllArgs, EvalArgs, EvalCommand, ReportArgs, RunArgs};
 pub(crate) use memory::{
     ExportArgs, ImportArgs, MemoryAction, MemoryArgs, NamedSession, RemoveArgs, SearchArgs,
@@ -135,52 +135,6 @@ pub(crate) struct CacheArgs {
     pub(crate) cache_type: CacheType,
     #[command(flatten)]
     pub(crate) clusters: ClusterArgs,
-}
-
-/// How what left the window is summarised.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct ClusterArgs {
-    /// Clusters that summarise what left the window; 0 for none
-    #[arg(long = "clusters", value_name = "K", default_value_t = 0)]
-    pub(crate) n_clusters: usize,
-    /// Where clusters stand
-    #[arg(long, value_enum, default_value_t = ClusterPlaceArg::After)]
-    pub(crate) cluster_place: ClusterPlaceArg,
-    /// What stands for a cluster
-    #[arg(long, value_enum, default_value_t = ClusterFormArg::Centroid)]
-    pub(crate) cluster_form: ClusterFormArg,
-    /// How much a cluster weighs
-    #[arg(long, value_enum, default_value_t = ClusterBiasArg::Calibrated)]
-    pub(crate) cluster_bias: ClusterBiasArg,
-    /// Talk with clusters also where they were not measured to help the model
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ClusterPlaceArg {
-    /// Behind the sinks
-    After,
-    /// In place of the sinks
-    Sinks,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ClusterFormArg {
-    /// The mean of its keys and values
-    Centroid,
-    /// The token whose key is nearest to the mean
-    Medoid,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ClusterBiasArg {
-    /// As much as one token
-    None,
-    /// As much as its tokens, if they were all at its place
-    LogCount,
-    /// So that attention comes nearest to what it would be if nothing had left, by a sample of it
-    Calibrated,
 }
 
 /// Where a stream that keeps everything ends.
@@ -481,54 +435,6 @@ impl CacheArgs {
             clusters: self.clusters.config(),
             ..SessionConfig::default()
         }
-    }
-}
-
-impl ClusterArgs {
-    /// Refuses clusters that were not measured to help this model (`docs/BENCHMARKS.md`): a
-    /// conversation is no place to find out.
-    ///
-    /// # Errors
-    ///
-    /// That they were not, unless somebody insists.
-    pub(crate) fn check(&self, model: &str) -> anyhow::Result<()> {
-        const MEASURED: [&str; 2] =
-            ["Smollm2 135M 8k Lc100K Mix1 Ep2", "Qwen2.5 Coder 0.5B Instruct AWQ"];
-        let Some(config) = self.config().filter(|_| !self.force) else { return Ok(()) };
-        if config != ClusterConfig::default() {
-            anyhow::bail!(
-                "only 64 calibrated centroids behind the sinks were measured to help a model: leave the \
-                 other --cluster settings out, or use --force"
-            );
-        }
-        if !MEASURED.contains(&model) {
-            anyhow::bail!(
-                "clusters were not measured to help {model}: compare them by `everstream perplexity \
-                 --clusters {}`, leave --clusters out, or use --force",
-                self.n_clusters
-            );
-        }
-        Ok(())
-    }
-
-    fn config(&self) -> Option<ClusterConfig> {
-        (self.n_clusters > 0).then(|| ClusterConfig {
-            n_clusters: self.n_clusters,
-            place: match self.cluster_place {
-                ClusterPlaceArg::After => ClusterPlace::After,
-                ClusterPlaceArg::Sinks => ClusterPlace::Sinks,
-            },
-            form: match self.cluster_form {
-                ClusterFormArg::Centroid => ClusterForm::Centroid,
-                ClusterFormArg::Medoid => ClusterForm::Medoid,
-            },
-            bias: match self.cluster_bias {
-                ClusterBiasArg::None => ClusterBias::None,
-                ClusterBiasArg::LogCount => ClusterBias::LogCount,
-                ClusterBiasArg::Calibrated => ClusterBias::Calibrated,
-            },
-            ..ClusterConfig::default()
-        })
     }
 }
 

@@ -146,9 +146,9 @@ impl Reading {
                 let n_sink = if policy == Policy::Sink { config.n_sink } else { 0 };
                 let document_context = DocumentContext::Stream;
                 let clusters = clusters.filter(|_| policy == Policy::Sink);
-                let n_clusters = clusters.map_or(0, |clusters| clusters.n_clusters);
-                let window_tokens = budget - n_sink - n_clusters;
-                SessionConfig { policy, window_tokens, clusters, document_context, ..config }
+                let kept = SessionConfig { policy, clusters, document_context, ..config };
+                let n_before = if clusters.is_some() { kept.n_before_window() } else { n_sink };
+                SessionConfig { window_tokens: budget - n_before, ..kept }
             }
             // It has no use for keys and values that fit any place: its window is an ordinary one.
             Self::RagText => {

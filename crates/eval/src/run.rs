@@ -242,6 +242,8 @@ impl Run<'_> {
             "cache_type": format!("{:?}", self.config.kv_type),
             "ingest_context": format!("{:?}", self.config.document_context),
             "recall": recall_settings(&self.config.recall),
+            // Names of methods leave it out.
+            "insertion": RecallConfig::default().insertion_name(),
         });
         Ok(format!("{settings:#}\n"))
     }

@@ -113,8 +113,11 @@ impl KvCache {
             RawKeys::Drop => n_slots,
         };
         let clusters = config.clusters.filter(|c| c.n_clusters > 0 && config.policy.evicts());
-        if clusters.is_some() && config.raw_keys == RawKeys::Drop {
-            return Err(CacheError::NoRawKeys);
+        if let Some(clusters) = &clusters {
+            clusters.check()?;
+            if config.raw_keys == RawKeys::Drop {
+                return Err(CacheError::NoRawKeys);
+            }
         }
         let (first, n_clusters) = (config.policy.n_sink(), clusters.map_or(0, |c| c.n_clusters));
         let head = || {
@@ -218,8 +221,12 @@ impl KvCache {
     /// # Errors
     ///
     /// [`CacheError::ChunkTooLong`] or [`CacheError::Full`].
+    ///
+    /// # Panics
+    ///
+    /// If clusters are not [settled](Self::settle_clusters).
     pub fn begin(&mut self, n_tokens: usize, starts: &[TokenPos]) -> Result<(), CacheError> {
-        debug_assert!(self.timeline.due_for_clusters().is_none(), "clusters were not settled");
+        assert!(self.timeline.due_for_clusters().is_none(), "clusters were not settled");
         self.planned.clear();
         if self.timeline.is_move_due() {
             let mut moved = self.timeline.clone();
@@ -393,7 +400,8 @@ impl KvCache {
         }
         if let Some(clusters) = &mut self.clusters {
             let n_clusters = timeline.sections().clusters;
-            clusters.load(n_clusters, &mut self.layers, &mut rows).ok_or_else(wrong)?;
+            let n_members = timeline.n_clustered();
+            clusters.load(n_clusters, n_members, &mut self.layers, &mut rows).ok_or_else(wrong)?;
         }
         if !rows.is_empty() {
             return Err(wrong());

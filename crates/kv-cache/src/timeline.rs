@@ -5,9 +5,10 @@
 //! - A token `p` of the window was rotated at RopePos `p + shift`. `shift` is 0 until a recall
 //!   `near` opens positions, and grows with each one; only differences matter.
 //! - `q1 = t + shift`. It meets the keys of the window and those recalled `near`.
-//! - `q2 = S + R + (q1 - RopePos of the oldest window key that t sees)`, R the tokens recalled
+//! - `q2 = S + c + R + (q1 - RopePos of the oldest window key that t sees)`, c 1 if there are clusters
+//!   (in place of the sinks, S + c is their number), R the tokens recalled
 //!   `between`, or `near` if all of the window before them is hidden. It meets the sinks (rotated at
-//!   0..S) and the keys recalled `between` (at S..S+R).
+//!   0..S), the clusters (at S) and the keys recalled `between` (at S+c..S+c+R).
 //!   So StreamingLLM's positions result: `q2` is the query's index inside its cache.
 //! - A recall `near` of R tokens before token `at` gives them the positions
 //!   `at + shift .. at + shift + R` and adds R to the shift of all tokens from `at` on: the *gap*.
@@ -285,6 +286,11 @@ impl Timeline {
         }
     }
 
+    /// Tokens that are in clusters.
+    pub(crate) fn n_clustered(&self) -> u64 {
+        self.unclustered.0.saturating_sub(self.policy.n_sink() as u64)
+    }
+
     /// The tokens that are to be added to the clusters before more is read.
     #[must_use]
     pub fn due_for_clusters(&self) -> Option<Range<TokenPos>> {
@@ -508,7 +514,7 @@ impl Timeline {
                     && (n_clusters > 0) == (unclustered > self.first_of_window())
                     && unclustered >= self.first_of_window()
                     && (unclustered.0 - self.policy.n_sink() as u64).is_multiple_of(segment)
-                    && unclustered.0 <= next.0.max(self.policy.n_sink() as u64)
+                    && unclustered <= self.oldest_kept(next)
                     && self.oldest_kept(next) <= unclustered.after(config.segment_tokens)
             }
             None => (n_clusters, unclustered) == (0, self.first_of_window()),

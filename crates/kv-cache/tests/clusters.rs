@@ -56,7 +56,8 @@ fn read(cache: &mut KvCache, n_tokens: usize, n_kinds: usize) -> Vec<f32> {
     let pool = Pool::new(NonZeroUsize::MIN).unwrap();
     let mut out = vec![0.0; 2 * DIM];
     for token in cache.next().0 as usize..n_tokens {
-        let compute = Compute { isa: Isa::detect(), pool: &pool, attention_scale: 0.25 };
+        let compute =
+            Compute { isa: Isa::detect(), pool: &pool, attention_scale: 0.25, score_cap: None };
         cache.settle_clusters(&compute);
         cache.begin(1, &[]).unwrap();
         let queries = [vector(5000 + token), vector(6000 + token)].concat();
@@ -206,8 +207,16 @@ fn calibration_weighs_clusters_by_what_has_left() {
     let [none, log_count, calibrated] =
         [ClusterBias::None, ClusterBias::LogCount, ClusterBias::Calibrated].map(of);
     assert!(calibrated != none && calibrated != log_count);
-    // The same stream, and nothing within reach: as if there were no clusters.
+    // The same stream, and nothing within reach: clusters have a place and no weight.
     let config = ClusterConfig { reach_tokens: 1, ..config(8, ClusterBias::Calibrated) };
-    let mut unreached = cache(config, RawKeys::Keep).unwrap();
-    assert!(read(&mut unreached, 300, 40).iter().all(|x| x.is_finite()));
+    let out = read(&mut cache(config, RawKeys::Keep).unwrap(), 300, 40);
+    let (n_before, token) = (SINKS + 1, 299);
+    let mut seen: Vec<_> = (0..SINKS).map(|t| (kind_of(t, 40), t, 1.0)).collect();
+    let window =
+        (token - WINDOW..=token).map(|t| (kind_of(t, 40), n_before + t + WINDOW - token, 1.0));
+    seen.extend(window);
+    for head in 0..2 {
+        let expected = naive(token, head, n_before + WINDOW, &seen);
+        assert_near(&out[head * DIM..][..DIM], &expected);
+    }
 }

@@ -254,9 +254,14 @@ impl Model {
             sequence.check()?;
         }
         let n_rows = batch.iter().map(|s| s.tokens.len()).sum();
-        let (isa, pool, attention_scale) = (self.isa, &self.pool, self.config.attention_scale);
+        let compute = Compute {
+            isa: self.isa,
+            pool: &self.pool,
+            attention_scale: self.config.attention_scale,
+            score_cap: self.config.attention_cap,
+        };
         for sequence in batch {
-            sequence.cache.settle_clusters(&Compute { isa, pool, attention_scale });
+            sequence.cache.settle_clusters(&compute);
             sequence.begin()?;
         }
         Ok(n_rows)

@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use everstream_kv_cache::{ClusterConfig, EvictionPolicy, KvType, NeverEvict, Place, SinkWindow};
+use everstream_kv_cache::{
+    ClusterConfig, ClusterPlace, EvictionPolicy, KvType, NeverEvict, Place, SinkWindow,
+};
 use everstream_memory::{
     BlockFilter, BlockSizes, Gate, Hybrid, KvType as MemoryType, MakeExact, MakeIndex, Neighbours,
     RecallOrder, Strategy, TextSource,
@@ -155,9 +157,10 @@ pub struct SessionConfig {
 pub struct RecallConfig {
     /// Where recalled tokens stand.
     pub place: Place,
-    /// With which keys and values; `None` for [`Insertion::Tokens`] where what comes back never saw
-    /// each other, and [`Insertion::Kv`] where it did: several pieces of the stream, and paragraphs
-    /// that were read apart, need each other's sight. `docs/decisions/011-insertion.md`.
+    /// With which keys and values; `None` for [`Insertion::Kv`] where one piece of the stream comes
+    /// back alone that saw what stands before it in it, and for [`Insertion::Tokens`] where several do, or
+    /// paragraphs that were read apart, or something beside a pinned or foreign text.
+    /// `docs/decisions/011-insertion.md`.
     pub insertion: Option<Insertion>,
     /// Which blocks are proposed.
     pub strategy: Arc<dyn Strategy>,
@@ -196,7 +199,7 @@ impl RecallConfig {
 }
 
 impl Default for RecallConfig {
-    /// The setting that answered best without computing anything again:
+    /// The setting that answered best, computing again only several texts:
     /// `docs/decisions/008-paragraphs.md` and `009-words.md`.
     fn default() -> Self {
         Self {
@@ -240,8 +243,6 @@ impl Default for SessionConfig {
 impl SessionConfig {
     /// The most that any section may hold.
     pub const MAX_SECTION_TOKENS: usize = 1 << 29;
-    /// The most clusters of a KV head.
-    pub const MAX_CLUSTERS: usize = 1 << 16;
 
     /// Checks the settings.
     ///
@@ -272,18 +273,12 @@ impl SessionConfig {
             return setting("the number of sinks", self.n_sink, rule);
         }
         if let Some(clusters) = self.clusters {
-            let (n, segment) = (clusters.n_clusters, clusters.segment_tokens);
+            let n = clusters.n_clusters;
             if !matches!(self.policy, Policy::Sink | Policy::Remember) {
                 let rule = "0 unless the policy is sink or remember".to_owned();
                 return setting("the number of clusters", n, rule);
             }
-            if n == 0 || n > Self::MAX_CLUSTERS {
-                let rule = format!("at most {}", Self::MAX_CLUSTERS);
-                return setting("the number of clusters", n, rule);
-            }
-            if segment == 0 || segment > Self::MAX_SECTION_TOKENS || !segment.is_multiple_of(16) {
-                return setting("a segment", segment, "a multiple of 16".to_owned());
-            }
+            clusters.check()?;
         }
         let longest = self.recall.sizes.max();
         if self.policy == Policy::Remember && self.window_tokens < longest {
@@ -303,10 +298,17 @@ impl SessionConfig {
         match self.policy {
             Policy::Dense => self.max_tokens,
             Policy::Window | Policy::Recompute => self.window_tokens,
-            Policy::Sink => self.n_sink + self.n_clusters() + self.window_tokens,
-            Policy::Remember => {
-                self.n_sink + self.n_clusters() + self.context_tokens + self.window_tokens
-            }
+            Policy::Sink => self.n_before_window() + self.window_tokens,
+            Policy::Remember => self.n_before_window() + self.context_tokens + self.window_tokens,
+        }
+    }
+
+    /// Sinks and clusters that a query sees.
+    #[must_use]
+    pub fn n_before_window(&self) -> usize {
+        match self.clusters {
+            Some(clusters) if clusters.place == ClusterPlace::Sinks => clusters.n_clusters,
+            _ => self.n_sink + self.n_clusters(),
         }
     }
 

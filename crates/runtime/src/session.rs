@@ -9,7 +9,9 @@ use crate::ingest::DocumentProgress;
 use crate::recorder::Recorder;
 use crate::saved::{Event, Resumed, Saved};
 use crate::{Insertion, Origin, Policy, Prefill, SessionConfig, SessionError};
-use everstream_kv_cache::{CacheError, ClusterConfig, KvCache, RawKeys, Sections, TokenPos};
+use everstream_kv_cache::{
+    CacheError, ClusterConfig, ClusterPlace, KvCache, RawKeys, Sections, TokenPos,
+};
 use everstream_memory::{
     BlockStore, Embedder, KvShape, Memory, MemoryConfig, MemoryError, RamStore, Recall,
     RecalledBlock, Role,
@@ -175,6 +177,12 @@ impl Session {
         mut config: SessionConfig,
         first: &Prefill,
     ) -> Result<Self, SessionError> {
+        let takes_sinks = config.clusters.is_some_and(|c| c.place == ClusterPlace::Sinks);
+        if takes_sinks && first.n_tokens() > config.n_sink {
+            let rule = format!("at most the {} sinks, whose place clusters take", config.n_sink);
+            let (what, value) = ("the pinned prompt", first.n_tokens());
+            return Err(SessionError::Setting { what, value, rule });
+        }
         config.n_sink = config.n_sink.max(first.n_tokens());
         Self::new(model, embedder, config)
     }

@@ -42,10 +42,19 @@ fn for_each(check: impl Fn(&Arc<Model>)) {
 #[test]
 fn remember_with_nothing_recalled_equals_sink() {
     for_each(|model| {
+        // Also with clusters.
+        let clusters = ClusterConfig { n_clusters: 12, segment_tokens: 32, ..Default::default() };
+        let with = |policy| SessionConfig { clusters: Some(clusters), ..small(policy) };
+        let mut closed = with(Policy::Remember);
+        closed.recall.gate = Gate { max_distance: Some(-1.0) };
+        let clustered = conversation(&mut session(model, closed));
+        assert_eq!(clustered, conversation(&mut session(model, with(Policy::Sink))));
+
         let mut closed = small(Policy::Remember);
         closed.recall.gate = Gate { max_distance: Some(-1.0) };
         let mut remember = session(model, closed);
         let mut sink = session(model, small(Policy::Sink));
+        assert_ne!(clustered, conversation(&mut session(model, small(Policy::Sink))));
         assert_eq!(conversation(&mut remember), conversation(&mut sink));
         let stats = remember.memory().unwrap().stats();
         assert!(stats.gated_blocks_total > 0 && stats.recalled_blocks_total == 0);
@@ -80,7 +89,9 @@ fn the_size_of_chunks_changes_no_clusters() {
                     ..Default::default()
                 };
                 config.clusters = Some(clusters);
-                config.recall.place = Place::Between;
+                // Recalls in both places.
+                config.recall.place =
+                    if form == ClusterForm::Medoid { Place::Near } else { Place::Between };
                 let mut session = session(model, config);
                 let logits = conversation(&mut session);
                 assert_eq!(session.sections().clusters, 12);

@@ -134,7 +134,7 @@ fn keep_geometry(
     if asked.context_tokens != default.context_tokens {
         config.context_tokens = asked.context_tokens;
     }
-    if asked.clusters != default.clusters {
+    if args.cache.clusters.n_clusters.is_some() {
         config.clusters = asked.clusters;
     }
     if asked.kv_type != default.kv_type {

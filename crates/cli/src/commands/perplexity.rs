@@ -101,7 +101,8 @@ fn session_config(args: &PerplexityArgs, policy: Policy, n_tokens: usize) -> Ses
     }
     // A window that is computed anew has room for what others keep as sinks.
     if matches!(policy, Policy::Window | Policy::Recompute) {
-        config.window_tokens = config.window_tokens.saturating_add(config.n_sink);
+        let n_before = args.cache.session(Policy::Sink).n_before_window();
+        config.window_tokens = config.window_tokens.saturating_add(n_before);
         config.n_sink = 0;
     }
     config

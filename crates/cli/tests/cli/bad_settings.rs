@@ -158,7 +158,7 @@ fn a_sentence_encoder_as_a_language_model() {
 #[test]
 fn clusters_are_refused_where_they_were_not_measured() {
     let rig = Rig::new();
-    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", &long_text()));
+    let (model, text) = (tiny("tiny-llama"), rig.file("text.txt", long_text()));
     let generate = ["generate", "--model", &model, "--prompt", "Once", "--max-tokens", "4"];
     let with = |more: &[&'static str]| [&generate[..], more].concat();
     rig.fails(&with(&["--clusters", "64"]), "clusters were not measured to help");

@@ -5,7 +5,9 @@
 //! So for some recent queries the output of attention is estimated as it would be if nothing had left,
 //! from a sample of what has, each token at its own distance; and the *offset* of a query head is the
 //! number, added to the scores of its clusters, with which the output comes nearest to that. A head whose
-//! clusters do not help gives them no weight.
+//! clusters do not help gives them next to no weight, and one that nothing is known of yet none.
+//!
+//! A query is measured as if it saw its whole window, also where a recall or a paragraph hides some of it.
 //!
 //! That clusters estimate the attention of what is not read is RetroInfer's idea (Chen et al., 2025,
 //! arXiv:2505.02922); that what replaces tokens should match the output of attention and its mass is that
@@ -47,7 +49,7 @@ pub(super) struct Calibration {
     keys: Vec<f16>,
     /// Their values.
     values: Vec<f16>,
-    /// `[n_query_heads]`
+    /// `[n_query_heads]`; no weight at all until something has been measured.
     pub(super) offsets: Vec<f32>,
 }
 
@@ -161,7 +163,8 @@ impl Reference {
 impl Calibration {
     pub(super) fn new(n_query_heads: usize, head_dim: usize) -> Self {
         let numbers = vec![f16::ZERO; SAMPLED_TOKENS * head_dim];
-        Self { keys: numbers.clone(), values: numbers, offsets: vec![0.0; n_query_heads] }
+        let offsets = vec![f32::NEG_INFINITY; n_query_heads];
+        Self { keys: numbers.clone(), values: numbers, offsets }
     }
 
     /// Where nothing is measured.
@@ -226,7 +229,7 @@ impl Calibration {
         let sinks = in_cache(&mut (0..n_sink as u32).map(Slot));
         let clusters = in_cache(&mut reference.cluster_slots.iter().copied());
         let group = queries.group;
-        let log_counts = means.counts.iter().map(|&count| (count as f32).ln());
+        let log_counts = means.weights().map(|count| (count as f32).ln());
         let log_counts: Vec<f32> = (0..group).flat_map(|_| log_counts.clone()).collect();
         let biases = Biases { first: 0, len: clusters.n_rows, values: &log_counts };
 
@@ -258,8 +261,8 @@ impl Calibration {
         let step = 1.0 / reference.number.min(N_AVERAGED) as f32;
         for (held, errors) in self.offsets.iter_mut().zip(&errors) {
             let best = errors.iter().zip(offsets()).min_by(|a, b| a.0.total_cmp(b.0));
-            let best = best.map_or(0.0, |(_, offset)| offset);
-            *held += step * (best - *held);
+            let Some((_, best)) = best else { continue };
+            *held = if held.is_finite() { *held + step * (best - *held) } else { best };
         }
     }
 
@@ -320,7 +323,7 @@ impl Rows {
                 values: &self.values,
                 head_dim: self.head_dim,
                 spans,
-                score_cap: None,
+                score_cap: compute.score_cap,
                 biases,
                 queries,
             };

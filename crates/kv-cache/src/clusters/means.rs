@@ -1,6 +1,6 @@
 //! The k means of one KV head.
 
-use super::{ClusterForm, Segment};
+use super::{ClusterConfig, ClusterForm, Segment};
 use crate::buffers::Number;
 use crate::rng::SplitMix64;
 
@@ -8,11 +8,12 @@ use crate::rng::SplitMix64;
 ///
 /// Sources: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", 2007, for where
 /// clusters begin; Sculley, "Web-Scale K-Means Clustering", 2010, for means that each member moves by
-/// `1 / count`. So a cluster is the mean of all its members, however long ago they were added, and no
-/// mean is ever clustered again.
-#[derive(Clone, Debug, Default)]
+/// `1 / count`: a cluster is the mean of all its members, however long ago they were added, and no
+/// mean is ever clustered again. Where the count stops at [`ClusterConfig::n_members`], older members fade.
+#[derive(Clone, Debug)]
 pub(super) struct Means {
     head_dim: usize,
+    n_newest: u64,
     /// `[n_clusters, head_dim]`
     pub(super) keys: Vec<f32>,
     pub(super) values: Vec<f32>,
@@ -23,9 +24,17 @@ pub(super) struct Means {
 }
 
 impl Means {
-    pub(super) fn new(head_dim: usize, form: ClusterForm) -> Self {
-        let medoids = (form == ClusterForm::Medoid).then(Default::default);
-        Self { head_dim, medoids, ..Self::default() }
+    pub(super) fn new(config: &ClusterConfig, head_dim: usize) -> Self {
+        let rows = || Vec::with_capacity(config.n_clusters * head_dim);
+        let medoids = (config.form == ClusterForm::Medoid).then(|| [rows(), rows()]);
+        let counts = Vec::with_capacity(config.n_clusters);
+        let n_newest = config.n_members;
+        Self { head_dim, n_newest, keys: rows(), values: rows(), counts, medoids }
+    }
+
+    /// How many tokens each cluster stands for.
+    pub(super) fn weights(&self) -> impl Iterator<Item = u64> + Clone {
+        self.counts.iter().map(|&count| count.min(self.n_newest))
     }
 
     /// Key and value that stand for a cluster.
@@ -89,8 +98,10 @@ impl Means {
         }
         for ((key, value), &(_, cluster)) in segment.rows(dim).zip(&nearest) {
             self.counts[cluster] += 1;
-            let (at, step) =
-                (cluster * dim..(cluster + 1) * dim, 1.0 / self.counts[cluster] as f32);
+            let (at, step) = (
+                cluster * dim..(cluster + 1) * dim,
+                1.0 / self.counts[cluster].min(self.n_newest) as f32,
+            );
             let move_to = |mean: &mut [f32], x: &[f32]| {
                 mean.iter_mut().zip(x).for_each(|(mean, x)| *mean += step * (x - *mean));
             };
@@ -138,6 +149,10 @@ mod tests {
 
     const DIM: usize = 16;
 
+    fn means(form: ClusterForm) -> Means {
+        Means::new(&ClusterConfig { form, n_members: u64::MAX, ..Default::default() }, DIM)
+    }
+
     fn segment(n_tokens: usize, rng: &mut SplitMix64, value: impl Fn(usize) -> f32) -> Segment {
         let keys = (0..n_tokens * DIM).map(|_| rng.unit() as f32 - 0.5).collect();
         let values = (0..n_tokens * DIM).map(|i| value(i % DIM)).collect();
@@ -149,7 +164,7 @@ mod tests {
     fn means_are_those_of_the_plain_algorithm() {
         for seed in 0..20 {
             let mut rng = SplitMix64::new(seed);
-            let mut means = Means::new(DIM, ClusterForm::Medoid);
+            let mut means = means(ClusterForm::Medoid);
             let (mut members, mut centres) = (vec![Vec::<Vec<f64>>::new(); 6], Vec::new());
             for _ in 0..5 {
                 let segment = segment(48, &mut rng, |_| 1.0);
@@ -200,31 +215,40 @@ mod tests {
         }
     }
 
-    /// What was added first weighs as much as what was added last: the values of each tenth of the
-    /// stream have a component of their own, and all of them are found in the means.
+    /// What was added first weighs as much as what was added last, unless only the newest members
+    /// count: the values of each tenth of the stream have a component of their own, and are found in the
+    /// means.
     #[test]
     fn old_text_does_not_fade() {
+        let all = shares_of_tenths(u64::MAX);
+        assert!(all.iter().all(|share| (share - 0.1).abs() < 0.002), "{all:?}");
+        let newest = shares_of_tenths(64);
+        assert!(newest[9] > 0.15 && newest.iter().sum::<f64>() > 0.99, "{newest:?}");
+    }
+
+    /// How much of the clusters comes from each tenth of a stream of 200,000 tokens.
+    fn shares_of_tenths(n_members: u64) -> Vec<f64> {
         let (n_segments, n_tokens) = (782, 256);
         let mut rng = SplitMix64::new(3);
-        let mut means = Means::new(DIM, ClusterForm::Centroid);
-        let mut n_added = [0; 10];
+        let mut means = means(ClusterForm::Centroid);
+        means.n_newest = n_members;
+        let mut n_added = 0;
         for i in 0..n_segments {
             let tenth = i * 10 / n_segments;
             // The keys of later text are others.
             let mut segment = segment(n_tokens, &mut rng, |d| if d == tenth { 1.0 } else { 0.0 });
             segment.keys.iter_mut().for_each(|x| *x += tenth as f32 * 0.1);
             means.add(&segment, if i < 4 { 16 } else { 0 }, &mut rng);
-            n_added[tenth] += n_tokens;
+            n_added += n_tokens;
         }
-        assert!(n_added.iter().sum::<usize>() > 200_000);
-        for (tenth, n_added) in n_added.into_iter().enumerate() {
-            let of_cluster =
-                |(value, &count): (&[f32], &u64)| f64::from(value[tenth]) * count as f64;
-            let found: f64 =
-                means.values.chunks_exact(DIM).zip(&means.counts).map(of_cluster).sum();
-            let share = found / n_added as f64;
-            assert!((share - 1.0).abs() < 0.01, "tenth {tenth}: {share}");
-        }
+        assert!(n_added > 200_000);
+        let total: u64 = means.weights().sum();
+        let share = |tenth: usize| {
+            let values = means.values.chunks_exact(DIM).zip(means.weights());
+            values.map(|(v, weight)| f64::from(v[tenth]) * weight as f64).sum::<f64>()
+                / total as f64
+        };
+        (0..10).map(share).collect()
     }
 
     #[test]
@@ -232,7 +256,7 @@ mod tests {
         for number in [0.5, f32::NAN, f32::INFINITY] {
             let keys = vec![number; 32 * DIM];
             let segment = Segment { values: keys.clone(), keys };
-            let mut means = Means::new(DIM, ClusterForm::Medoid);
+            let mut means = means(ClusterForm::Medoid);
             means.add(&segment, 8, &mut SplitMix64::new(1));
             assert_eq!(means.counts.len(), 8);
             assert_eq!(means.counts.iter().sum::<u64>(), 32);

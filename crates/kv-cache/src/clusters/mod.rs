@@ -16,7 +16,7 @@ use self::means::Means;
 use crate::buffers::Number;
 use crate::cache::LayerKind;
 use crate::rng::SplitMix64;
-use crate::{HeadBuffers, RowPlan, Timeline, TokenPos, range_len};
+use crate::{CacheError, HeadBuffers, RowPlan, Timeline, TokenPos, range_len};
 
 /// Segments that begin clusters: text that is not all of one kind.
 const N_BEGINNINGS: usize = 4;
@@ -108,6 +108,9 @@ pub struct ClusterConfig {
     pub form: ClusterForm,
     /// How much they weigh.
     pub bias: ClusterBias,
+    /// A cluster is the mean of about so many of its newest members, and weighs no more than they;
+    /// `u64::MAX` for all it ever had, so that nothing fades.
+    pub n_members: u64,
     /// Tokens that are added at once: a multiple of 16.
     pub segment_tokens: usize,
     /// Tokens before a query that a model is trained to see; farther ones are not asked what attention
@@ -124,6 +127,7 @@ impl Default for ClusterConfig {
             place: ClusterPlace::default(),
             form: ClusterForm::default(),
             bias: ClusterBias::default(),
+            n_members: 64,
             segment_tokens: 256,
             reach_tokens: 8192,
             seed: 1,
@@ -132,6 +136,30 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// The most clusters of a KV head.
+    pub const MAX_CLUSTERS: usize = 1 << 16;
+
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Config`].
+    pub fn check(&self) -> Result<(), CacheError> {
+        let (what, value) = ("the number of clusters", self.n_clusters);
+        if value > Self::MAX_CLUSTERS {
+            return Err(CacheError::Config { what, value, bound: "at most 65536" });
+        }
+        if self.n_members == 0 {
+            let (what, bound) = ("the number of members", "at least 1");
+            return Err(CacheError::Config { what, value: 0, bound });
+        }
+        let (what, value) = ("a segment", self.segment_tokens);
+        if value == 0 || value > 1 << 29 || !value.is_multiple_of(16) {
+            return Err(CacheError::Config { what, value, bound: "a multiple of 16" });
+        }
+        Ok(())
+    }
+
     /// Bytes that clusters take beside their rows in a cache: counts, means and medoids, samples of what
     /// has left, and queries.
     #[must_use]
@@ -164,6 +192,8 @@ pub struct Compute<'a> {
     pub pool: &'a Pool,
     /// What products of queries and keys are multiplied with.
     pub attention_scale: f32,
+    /// As [`Attention::score_cap`](everstream_kernels::Attention::score_cap).
+    pub score_cap: Option<f32>,
 }
 
 /// Raw keys and values of one KV head, `[n_tokens, head_dim]`.
@@ -217,7 +247,8 @@ impl Clusters {
             ClusterBias::Calibrated => Calibration::new(group, head_dim),
             _ => Calibration::none(),
         };
-        let head = HeadClusters { means: Means::new(head_dim, config.form), calibration };
+        let means = Means::new(&config, head_dim);
+        let head = HeadClusters { means, calibration };
         let n_queries = if config.bias == ClusterBias::Calibrated { N_QUERIES } else { 0 };
         let queries = vec![0.0; n_queries * n_kv_heads * group * head_dim];
         Self {
@@ -255,11 +286,12 @@ impl Clusters {
         self.queries.iter().for_each(|queries| Number::write_all(queries, out));
     }
 
-    /// Reads what [`save`](Self::save) wrote of so many clusters, and weighs them; `None` if `bytes`
-    /// end too early.
+    /// Reads what [`save`](Self::save) wrote of so many clusters with so many members, and weighs them;
+    /// `None` if `bytes` end too early, or clusters have other members.
     pub(crate) fn load(
         &mut self,
         n_clusters: usize,
+        n_members: u64,
         buffers: &mut [Vec<HeadBuffers>],
         bytes: &mut &[u8],
     ) -> Option<()> {
@@ -267,6 +299,10 @@ impl Clusters {
             self.heads.iter_mut().zip(buffers).flat_map(|(h, b)| h.iter_mut().zip(b))
         {
             head.means.load(n_clusters, bytes)?;
+            let sum = head.means.counts.iter().try_fold(0_u64, |sum, &n| sum.checked_add(n));
+            if sum != Some(n_members) {
+                return None;
+            }
             head.calibration.load(bytes)?;
             head.weigh(&self.config, buffers);
         }
@@ -387,7 +423,7 @@ impl HeadClusters {
     fn weigh(&self, config: &ClusterConfig, buffers: &mut HeadBuffers) {
         let biases = buffers.cluster_biases_mut().chunks_exact_mut(config.n_clusters);
         for (query_head, biases) in biases.enumerate() {
-            for (bias, &count) in biases.iter_mut().zip(&self.means.counts) {
+            for (bias, count) in biases.iter_mut().zip(self.means.weights()) {
                 let log_count = (count as f32).ln();
                 *bias = match (count, config.bias) {
                     (0, _) => f32::NEG_INFINITY,

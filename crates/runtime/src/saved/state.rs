@@ -70,9 +70,16 @@ impl Geometry {
     /// The first setting that differs: its name, the value here, the value there.
     fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         let sizes = |s: BlockSizes| format!("{} to {} tokens", s.min(), s.max());
-        let clusters = |g: &Self| g.clusters.map_or("none".to_owned(), |c| format!("{c:?}"));
+        let clusters = |g: &Self| match g.clusters {
+            Some(c) => {
+                let (place, form, bias) = (c.place.name(), c.form.name(), c.bias.name());
+                let members = c.n_members;
+                format!("{} ({place}, {form}, {bias}, {members} members)", c.n_clusters)
+            }
+            None => "0".to_owned(),
+        };
         let all = [
-            ("clusters", clusters(self), clusters(other)),
+            ("number of clusters", clusters(self), clusters(other)),
             ("number of sinks", self.n_sink.to_string(), other.n_sink.to_string()),
             ("window", self.window_tokens.to_string(), other.window_tokens.to_string()),
             ("recalled context", self.context_tokens.to_string(), other.context_tokens.to_string()),
@@ -125,6 +132,7 @@ fn encode_clusters(clusters: Option<ClusterConfig>, to: &mut Encoder) {
     to.u8(ClusterPlace::ALL.iter().position(|&place| place == c.place).unwrap_or_default() as u8);
     to.u8(ClusterForm::ALL.iter().position(|&form| form == c.form).unwrap_or_default() as u8);
     to.u8(ClusterBias::ALL.iter().position(|&bias| bias == c.bias).unwrap_or_default() as u8);
+    to.u64(c.n_members);
     to.u64(c.segment_tokens as u64);
     to.u64(c.reach_tokens as u64);
     to.u64(c.seed);
@@ -136,6 +144,7 @@ fn decode_clusters(from: &mut Decoder<'_>) -> Option<Option<ClusterConfig>> {
         place: *ClusterPlace::ALL.get(usize::from(from.u8()?))?,
         form: *ClusterForm::ALL.get(usize::from(from.u8()?))?,
         bias: *ClusterBias::ALL.get(usize::from(from.u8()?))?,
+        n_members: from.u64()?,
         segment_tokens: usize::try_from(from.u64()?).ok()?,
         reach_tokens: usize::try_from(from.u64()?).ok()?,
         seed: from.u64()?,
