@@ -86,12 +86,13 @@ impl KeptRun {
         seeds.dedup();
         let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
         format!(
-            "{}{} on {}: {n} questions, seeds {}, cache {} + {} + {}",
+            "{}{} on {}: {n} questions, seeds {}, cache {} + {}{} + {}",
             if is_whole { "" } else { "UNFINISHED, means are of different questions: " },
             text("task"),
             text("model"),
             seeds.join(", "),
             text("sinks"),
+            self.settings["clusters"].as_str().map_or(String::new(), |c| format!("{c} + ")),
             text("context_tokens"),
             text("window")
         )

@@ -238,7 +238,7 @@ impl Run<'_> {
             "sinks": self.config.n_sink,
             "context_tokens": self.config.context_tokens,
             "window": self.config.window_tokens,
-            "clusters": self.config.clusters.map(|clusters| format!("{clusters:?}")),
+            "clusters": self.config.clusters.map(|clusters| clusters.to_string()),
             "cache_type": format!("{:?}", self.config.kv_type),
             "ingest_context": format!("{:?}", self.config.document_context),
             "recall": recall_settings(&self.config.recall),

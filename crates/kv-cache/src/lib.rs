@@ -4,7 +4,7 @@
 //! stand in one buffer:
 //!
 //! ```text
-//! | sinks S | clusters k | recalled context C | window W + one chunk (a ring) |
+//! | sinks S | clusters k | recalled context C | window W + one chunk or segment (a ring) |
 //! ```
 //!
 //! What a model perceives is a position *inside the cache* (Xiao et al., "Efficient Streaming

@@ -443,7 +443,7 @@ impl Timeline {
     }
 
     /// Plans rows of the recalled section, which stands `between`, to be computed again: each of
-    /// them sees the sinks, what is recalled before it, and itself, as if the stream began so.
+    /// them sees the sinks, the clusters, what is recalled before it, and itself.
     ///
     /// # Errors
     ///

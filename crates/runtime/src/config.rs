@@ -68,7 +68,7 @@ pub enum Insertion {
     /// Those that were stored: nothing is computed but their rotation.
     #[default]
     Kv,
-    /// New ones: the block's tokens are read again, behind the sinks and what is recalled before.
+    /// New ones: the block's tokens are read again, behind sinks, clusters and what is recalled before.
     Tokens,
     /// Stored ones, but for the first [`REPAIR_TOKENS`](crate::REPAIR_TOKENS) of each block, which
     /// are read again.
@@ -102,7 +102,7 @@ pub enum DocumentContext {
     /// Sinks and window, as all else.
     #[default]
     Stream,
-    /// Sinks and their own paragraph.
+    /// Sinks, clusters and their own paragraph.
     Paragraph,
 }
 

@@ -51,8 +51,11 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
     // Last: what was measured is not lost with a disk that is full.
     if let (Some(path), Some(stream)) = (&args.plot, &stream) {
         let title = format!(
-            "{}, {} sinks + {} recent",
-            args.model.model, config.n_sink, config.window_tokens
+            "{}, {} sinks + {}{} recent",
+            args.model.model,
+            config.n_sink,
+            config.clusters.map_or(String::new(), |clusters| format!("{clusters} + ")),
+            config.window_tokens
         );
         fs_err::write(path, stream.svg(&title))?;
     }
@@ -165,6 +168,7 @@ fn json(
         "cpu": host::cpu(),
         "policy": config.policy.name(),
         "sinks": config.n_sink,
+        "clusters": config.clusters.map(|clusters| clusters.to_string()),
         "window": config.window_tokens,
         "chunk": config.chunk_tokens,
         "prompt_tokens": args.prompt_tokens,
@@ -189,12 +193,14 @@ fn print(
         let (min, max) = (sorted.first().unwrap_or(&0.0), sorted.last().unwrap_or(&0.0));
         format!("{:.1} tokens/s ({min:.1} to {max:.1})", median(sorted))
     };
+    let clusters = c.session(Policy::Sink).clusters;
+    let clusters = clusters.map_or(String::new(), |clusters| format!("{clusters} + "));
     let mut lines = vec![
         ("model", format!("{}, {}", args.model.model, size(model.gguf().bytes().len()))),
         ("machine", format!("{}, {}", host::cpu(), host::os())),
         ("threads", format!("{}, {}", model.n_threads(), model.isa())),
         ("commit", host::COMMIT.to_owned()),
-        ("cache", format!("sink, {} + {}, chunks of {}", c.sinks, c.window, c.chunk)),
+        ("cache", format!("sink, {} + {clusters}{}, chunks of {}", c.sinks, c.window, c.chunk)),
         ("weights", format!("{} read per decoded token", size(model.weight_bytes()))),
         ("prefill", format!("{} over {} tokens", row(&speed.prefill), args.prompt_tokens)),
         ("decode", format!("{} over {} tokens", row(&speed.decode), args.decode_tokens)),

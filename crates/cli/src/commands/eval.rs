@@ -98,10 +98,11 @@ fn table(
     let n = summary.methods.first().map_or(0, |method| method.n);
     writeln!(
         out,
-        "{}, {}, {n} questions, cache {} + {} + {}\n",
+        "{}, {}, {n} questions, cache {} + {}{} + {}\n",
         run.task.name(),
         args.model.model,
         c.n_sink,
+        c.clusters.map_or(String::new(), |clusters| format!("{clusters} + ")),
         c.context_tokens,
         c.window_tokens
     )?;
@@ -162,6 +163,7 @@ fn json(args: &RunArgs, run: &Run<'_>, summary: &Summary) -> Value {
         "model": args.model.model,
         "seeds": args.seeds,
         "sinks": c.n_sink,
+        "clusters": c.clusters.map(|clusters| clusters.to_string()),
         "context_tokens": c.context_tokens,
         "window": c.window_tokens,
         "distractors": args.distractors,

@@ -7,6 +7,7 @@
 mod calibration;
 mod means;
 
+use std::fmt;
 use std::ops::Range;
 
 use everstream_kernels::{Isa, Pool, Rotation};
@@ -131,6 +132,17 @@ impl Default for ClusterConfig {
             segment_tokens: 256,
             reach_tokens: 8192,
             seed: 1,
+        }
+    }
+}
+
+impl fmt::Display for ClusterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (place, form, bias) = (self.place.name(), self.form.name(), self.bias.name());
+        write!(f, "{} clusters ({place}, {form}, {bias}, ", self.n_clusters)?;
+        match self.n_members {
+            u64::MAX => write!(f, "all members)"),
+            n => write!(f, "{n} members)"),
         }
     }
 }

@@ -70,16 +70,9 @@ impl Geometry {
     /// The first setting that differs: its name, the value here, the value there.
     fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         let sizes = |s: BlockSizes| format!("{} to {} tokens", s.min(), s.max());
-        let clusters = |g: &Self| match g.clusters {
-            Some(c) => {
-                let (place, form, bias) = (c.place.name(), c.form.name(), c.bias.name());
-                let members = c.n_members;
-                format!("{} ({place}, {form}, {bias}, {members} members)", c.n_clusters)
-            }
-            None => "0".to_owned(),
-        };
+        let clusters = |g: &Self| g.clusters.map_or("none".to_owned(), |c| c.to_string());
         let all = [
-            ("number of clusters", clusters(self), clusters(other)),
+            ("summary", clusters(self), clusters(other)),
             ("number of sinks", self.n_sink.to_string(), other.n_sink.to_string()),
             ("window", self.window_tokens.to_string(), other.window_tokens.to_string()),
             ("recalled context", self.context_tokens.to_string(), other.context_tokens.to_string()),
