@@ -179,7 +179,8 @@ fn clusters_are_refused_where_they_were_not_measured() {
         rig.ok(&[&arguments[..], &sizes, &["--clusters", clusters]].concat()).json()
     };
     let (without, with) = (score("0"), score("8"));
-    for (policy, is_same) in [(0, true), (1, true), (2, false)] {
+    // `window` has room for as many more tokens.
+    for (policy, is_same) in [(0, true), (1, false), (2, false)] {
         let [a, b] = [&without, &with].map(|score| &score["results"][policy]["nll"]);
         assert_eq!(a == b, is_same, "{a} {b}");
     }
