@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use everstream_hub::Progress;
+use everstream_runtime::SessionConfig;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// An error and its causes on one line.
@@ -20,6 +21,11 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
         }
     }
     line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The clusters of a cache and a plus sign, where its sections are added up; nothing if it has none.
+pub(crate) fn clusters_and(config: &SessionConfig) -> String {
+    config.clusters.map_or(String::new(), |clusters| format!("{clusters} + "))
 }
 
 /// Whether an error says that nobody reads the output any more.

@@ -167,10 +167,9 @@ impl HeadBuffers {
         on_rows!(&self.store, rows => {
             read_key(&rows.keys, slot, &mut key);
             key.iter().for_each(|&number| Number::write(narrowed(&rows.keys, number), out));
-            let values = &rows.values[slot * dim..][..dim];
+            Number::write_all(&rows.values[slot * dim..][..dim], out);
             let raw = slot.checked_sub(self.first_raw).map(|row| row * dim..(row + 1) * dim);
-            let raw = raw.and_then(|range| rows.raw.get(range)).unwrap_or(&[]);
-            values.iter().chain(raw).for_each(|&number| Number::write(number, out));
+            Number::write_all(raw.and_then(|range| rows.raw.get(range)).unwrap_or(&[]), out);
         });
     }
 
@@ -183,13 +182,10 @@ impl HeadBuffers {
                 *number = widened(&rows.keys, Number::read(bytes)?);
             }
             write_key(&mut rows.keys, slot, &key);
-            for number in &mut rows.values[slot * dim..][..dim] {
-                *number = Number::read(bytes)?;
-            }
+            Number::read_all(bytes, &mut rows.values[slot * dim..][..dim])?;
             let raw = slot.checked_sub(self.first_raw).map(|row| row * dim..(row + 1) * dim);
-            for number in raw.and_then(|range| rows.raw.get_mut(range)).unwrap_or(&mut []) {
-                *number = Number::read(bytes)?;
-            }
+            let raw = raw.and_then(|range| rows.raw.get_mut(range)).unwrap_or(&mut []);
+            Number::read_all(bytes, raw)?;
         });
         Some(())
     }
@@ -243,41 +239,24 @@ pub(crate) trait Number: Copy {
     }
 }
 
-impl Number for u64 {
-    fn write(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.to_le_bytes());
-    }
+/// All of them are written by the same two lines.
+macro_rules! numbers {
+    ($($number:ty),*) => {$(
+        impl Number for $number {
+            fn write(self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
+            }
 
-    fn read(bytes: &mut &[u8]) -> Option<Self> {
-        let (number, rest) = bytes.split_first_chunk()?;
-        *bytes = rest;
-        Some(Self::from_le_bytes(*number))
-    }
+            fn read(bytes: &mut &[u8]) -> Option<Self> {
+                let (number, rest) = bytes.split_first_chunk()?;
+                *bytes = rest;
+                Some(Self::from_le_bytes(*number))
+            }
+        }
+    )*};
 }
 
-impl Number for f32 {
-    fn write(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.to_le_bytes());
-    }
-
-    fn read(bytes: &mut &[u8]) -> Option<Self> {
-        let (number, rest) = bytes.split_first_chunk()?;
-        *bytes = rest;
-        Some(Self::from_le_bytes(*number))
-    }
-}
-
-impl Number for f16 {
-    fn write(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.to_le_bytes());
-    }
-
-    fn read(bytes: &mut &[u8]) -> Option<Self> {
-        let (number, rest) = bytes.split_first_chunk()?;
-        *bytes = rest;
-        Some(Self::from_le_bytes(*number))
-    }
-}
+numbers!(u64, f32, f16);
 
 /// A number of the buffer's type; exact, since it was one before it was widened.
 fn narrowed<E: Element>(_buffer: &[E], number: f32) -> E {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use everstream_kernels::{Rope, Rotation};
 
 use crate::clusters::Clusters;
-
 use crate::{
     CacheError, ClusterConfig, Compute, EvictionPolicy, HeadBuffers, KvType, Place, RowPlan,
     Sections, Timeline, TimelineState, TokenPos, range_len,
@@ -112,7 +111,7 @@ impl KvCache {
             RawKeys::Keep => config.policy.n_sink(),
             RawKeys::Drop => n_slots,
         };
-        let clusters = config.clusters.filter(|c| c.n_clusters > 0 && config.policy.evicts());
+        let clusters = timeline.clusters();
         if let Some(clusters) = &clusters {
             clusters.check()?;
             if config.raw_keys == RawKeys::Drop {
@@ -191,14 +190,14 @@ impl KvCache {
 
     /// Adds to the clusters what has left: before [`KvCache::begin`], which may not be called while
     /// something is due.
-    pub fn settle_clusters(&mut self, arithmetic: &Compute<'_>) {
+    pub fn settle_clusters(&mut self, compute: &Compute<'_>) {
         if self.timeline.due_for_clusters().is_none() {
             return;
         }
         let after = self.with_due_clusters();
         let Some(clusters) = &mut self.clusters else { return };
         let (kinds, timelines) = ((&*self.kinds, &*self.kind_of), (&self.timeline, &after));
-        clusters.add(arithmetic, timelines, kinds, &mut self.layers);
+        clusters.add(compute, timelines, kinds, &mut self.layers);
         let has_moved = after.recalled_pos(0) != self.timeline.recalled_pos(0);
         self.timeline = after;
         if has_moved {

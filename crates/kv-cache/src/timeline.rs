@@ -211,6 +211,12 @@ impl Timeline {
         Self { clusters: clusters.filter(|c| c.n_clusters > 0 && self.policy.evicts()), ..self }
     }
 
+    /// How what leaves is summarised, if it is.
+    #[must_use]
+    pub fn clusters(&self) -> Option<ClusterConfig> {
+        self.clusters
+    }
+
     /// The policy.
     #[must_use]
     pub fn policy(&self) -> &dyn EvictionPolicy {
@@ -502,10 +508,9 @@ impl Timeline {
         });
         let can_hide = hidden_before <= gap.map_or(next, |(at, _)| at);
         // Positions are added to each other; far below the limit nothing wraps.
-        let is_small = next.0 < 1 << 62 && shift < 1 << 62;
+        let is_small = [next.0, shift, unclustered.0].iter().all(|&position| position < 1 << 62);
         let is_full = !self.policy.evicts()
             && next.0 > (self.policy.n_sink() + self.policy.window_tokens()) as u64;
-        let is_small = is_small && unclustered.0 < 1 << 62;
         let are_clusters_right = match self.clusters {
             Some(_) if !is_small => false,
             Some(config) => {

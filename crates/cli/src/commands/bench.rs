@@ -45,7 +45,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
     if args.json {
         writeln!(out, "{}", json(&model, &config, args, &speed, stream.as_ref()))?;
     } else {
-        print(&model, args, &speed, out)?;
+        print(&model, &config, args, &speed, out)?;
         stream.iter().try_for_each(|stream| stream.print(out))?;
     }
     // Last: what was measured is not lost with a disk that is full.
@@ -54,7 +54,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             "{}, {} sinks + {}{} recent",
             args.model.model,
             config.n_sink,
-            config.clusters.map_or(String::new(), |clusters| format!("{clusters} + ")),
+            output::clusters_and(&config),
             config.window_tokens
         );
         fs_err::write(path, stream.svg(&title))?;
@@ -183,6 +183,7 @@ fn json(
 
 fn print(
     model: &Model,
+    config: &SessionConfig,
     args: &BenchArgs,
     speed: &Speed,
     out: &mut dyn Write,
@@ -193,8 +194,7 @@ fn print(
         let (min, max) = (sorted.first().unwrap_or(&0.0), sorted.last().unwrap_or(&0.0));
         format!("{:.1} tokens/s ({min:.1} to {max:.1})", median(sorted))
     };
-    let clusters = c.session(Policy::Sink).clusters;
-    let clusters = clusters.map_or(String::new(), |clusters| format!("{clusters} + "));
+    let clusters = output::clusters_and(config);
     let mut lines = vec![
         ("model", format!("{}, {}", args.model.model, size(model.gguf().bytes().len()))),
         ("machine", format!("{}, {}", host::cpu(), host::os())),

@@ -102,7 +102,7 @@ fn table(
         run.task.name(),
         args.model.model,
         c.n_sink,
-        c.clusters.map_or(String::new(), |clusters| format!("{clusters} + ")),
+        output::clusters_and(c),
         c.context_tokens,
         c.window_tokens
     )?;

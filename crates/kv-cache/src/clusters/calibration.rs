@@ -57,8 +57,8 @@ pub(super) struct Calibration {
 pub(super) struct Reference {
     /// Of the segment, from 1.
     number: u64,
-    n_sink: usize,
-    sinks_are_seen: bool,
+    /// Sinks that are seen beside the clusters.
+    n_sinks_seen: usize,
     /// Tokens that a sample stands for, as a logarithm.
     log_weight: f32,
     /// The sampled tokens, in the order of the ring, each with its rotation.
@@ -149,8 +149,7 @@ impl Reference {
         let queries = queries.filter(|query| !query.evicted.is_empty()).collect();
         Self {
             number,
-            n_sink,
-            sinks_are_seen: config.place == ClusterPlace::After,
+            n_sinks_seen: if config.place == ClusterPlace::After { n_sink } else { 0 },
             log_weight: ((config.segment_tokens / N_SAMPLED) as f32).ln(),
             sampled,
             seen,
@@ -225,8 +224,7 @@ impl Calibration {
             });
             Rows::new(dim, rows)
         };
-        let n_sink = if reference.sinks_are_seen { reference.n_sink } else { 0 };
-        let sinks = in_cache(&mut (0..n_sink as u32).map(Slot));
+        let sinks = in_cache(&mut (0..reference.n_sinks_seen as u32).map(Slot));
         let clusters = in_cache(&mut reference.cluster_slots.iter().copied());
         let group = queries.group;
         let log_counts = means.weights().map(|count| (count as f32).ln());
@@ -316,8 +314,7 @@ impl Rows {
     ) -> Parts {
         let mut out = vec![0.0; queries[0].len()];
         let mut log_masses = vec![f32::NEG_INFINITY; out.len() / self.head_dim];
-        let is_empty = self.n_rows == 0;
-        if !is_empty {
+        if self.n_rows > 0 {
             let attention = Attention {
                 keys: &self.keys,
                 values: &self.values,
