@@ -2,13 +2,8 @@
 
 use crate::quant::WeightType;
 use crate::quant::blocks::{bias, has_minimum, scale_run};
-use crate::quant::packed::{GROUP, STEP, scale_bytes, stored_bits};
+use crate::quant::packed::{GROUP, block_steps, scale_bytes, step_bytes, stored_bits};
 use crate::simd::Simd;
-
-/// Prefetch distances, in bytes. They were found by trial on Zen 4: 4096 and 8192 are worse than
-/// either, and no rule was found that predicts the best one of a layout.
-const NEAR: usize = 640;
-const FAR: usize = 2176;
 
 /// Scales of a step for 16 rows.
 pub(crate) struct Scales<S: Simd> {
@@ -30,15 +25,16 @@ impl<S: Simd> Copy for Scales<S> {}
 pub(crate) trait Format {
     /// The type whose layout it reads.
     const TYPE: WeightType;
-    /// Bytes of quants of a step.
-    const STEP_BYTES: usize = 64 * stored_bits(Self::TYPE);
-    /// How far ahead of the weights that meet a single input the next ones are asked for: measured,
-    /// see `docs/BENCHMARKS.md`.
-    const PREFETCH_BYTES: usize = if Self::TYPE.block_len() == STEP { NEAR } else { FAR };
+    /// Bytes of the scales of a block.
+    const SCALE_BYTES: usize = scale_bytes(Self::TYPE);
+    /// Steps of a block.
+    const STEPS: usize = block_steps(Self::TYPE);
+    /// Bytes of the quants of a step.
+    const STEP_BYTES: usize = step_bytes(Self::TYPE);
     /// Subtracted from every stored integer.
     const BIAS: i32 = bias(Self::TYPE) as i32;
     /// Columns 0..16 and 16..32 have scales of their own.
-    const HALVES: bool = scale_run(Self::TYPE) < STEP;
+    const HALVES: bool = scale_run(Self::TYPE) < 32;
     /// There is a minimum.
     const OFFSET: bool = has_minimum(Self::TYPE);
 
@@ -60,7 +56,7 @@ pub(crate) trait Format {
 
     /// # Safety
     ///
-    /// As for [`Simd`]; `scales` points to those of a group that has the step.
+    /// As for [`Simd`]; `scales` points to those of a block that has the step.
     unsafe fn scales<S: Simd>(scales: *const u8, step: usize) -> Scales<S>;
 
     /// # Safety
@@ -155,54 +151,51 @@ fn one<S: Simd>(scale: S::F) -> Scales<S> {
 
 /// A step's `d`, in f16.
 #[inline(always)]
-unsafe fn d<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-    // SAFETY: 32 bytes for each step.
-    unsafe { one(S::load_f16(scales.add(step * 32).cast())) }
+unsafe fn d<S: Simd>(scales: *const u8, _step: usize) -> Scales<S> {
+    // SAFETY: the caller's promise.
+    unsafe { one(S::load_f16(scales.cast())) }
 }
 
 /// A step's `d`, in f32.
 #[inline(always)]
-unsafe fn wide_d<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-    // SAFETY: 64 bytes for each step.
-    unsafe { one(S::load(scales.add(step * 64).cast())) }
+unsafe fn wide_d<S: Simd>(scales: *const u8, _step: usize) -> Scales<S> {
+    // SAFETY: the caller's promise.
+    unsafe { one(S::load(scales.cast())) }
 }
 
 /// A step's `d` and `m`, in f16.
 #[inline(always)]
-unsafe fn d_and_m<S: Simd>(scales: *const u8, step: usize) -> Scales<S> {
-    // SAFETY: 64 bytes for each step.
+unsafe fn d_and_m<S: Simd>(scales: *const u8, _step: usize) -> Scales<S> {
+    // SAFETY: the caller's promise.
     unsafe {
-        let p = scales.add(step * 64);
-        let (d, m) = (S::load_f16(p.cast()), S::load_f16(p.add(32).cast()));
+        let (d, m) = (S::load_f16(scales.cast()), S::load_f16(scales.add(32).cast()));
         Scales { scales: [d; 2], offsets: [m; 2] }
     }
 }
 
-/// `d`, `dmin` of 8 steps, then `n` scales for each step, then as many minima.
+/// `d`, `dmin` of a block, then `n` scales for each step, then as many minima.
 #[inline(always)]
 unsafe fn scales_and_mins<S: Simd, F: Format>(scales: *const u8, step: usize) -> Scales<S> {
     let n = if F::HALVES { 2 } else { 1 };
-    // SAFETY: `scale_bytes` bytes for each 8 steps.
+    // SAFETY: the caller's promise.
     unsafe {
-        let p = scales.add(step / 8 * scale_bytes(F::TYPE));
-        let (d, dmin) = (S::load_f16(p.cast()), S::load_f16(p.add(32).cast()));
-        let of_step = p.add(64 + step % 8 * n * GROUP);
+        let (d, dmin) = (S::load_f16(scales.cast()), S::load_f16(scales.add(32).cast()));
+        let of_step = scales.add(64 + step * n * GROUP);
         let scale = |i: usize| S::mul(d, S::load_u8(of_step.add(i * GROUP)));
-        let min = |i: usize| S::mul(dmin, S::load_u8(of_step.add((8 * n + i) * GROUP)));
+        let min = |i: usize| S::mul(dmin, S::load_u8(of_step.add((F::STEPS * n + i) * GROUP)));
         let offset = |i: usize| S::sub(S::splat(0.0), min(i));
         Scales { scales: [scale(0), scale(n - 1)], offsets: [offset(0), offset(n - 1)] }
     }
 }
 
-/// `d` of 8 steps, then one or two signed scales for each step.
+/// `d` of a block, then one or two signed scales for each step.
 #[inline(always)]
 unsafe fn signed_scales<S: Simd, F: Format>(scales: *const u8, step: usize) -> Scales<S> {
     let n = if F::HALVES { 2 } else { 1 };
-    // SAFETY: `scale_bytes` bytes for each 8 steps.
+    // SAFETY: the caller's promise.
     unsafe {
-        let p = scales.add(step / 8 * scale_bytes(F::TYPE));
-        let d = S::load_f16(p.cast());
-        let of_step = p.add(32 + step % 8 * n * GROUP);
+        let d = S::load_f16(scales.cast());
+        let of_step = scales.add(32 + step * n * GROUP);
         let scale = |i: usize| S::mul(d, S::load_i8(of_step.add(i * GROUP)));
         Scales { scales: [scale(0), scale(n - 1)], offsets: [d; 2] }
     }

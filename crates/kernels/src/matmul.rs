@@ -26,6 +26,9 @@ use crate::{Isa, Pool};
 /// in the second-level cache.
 const PANEL_BYTES: usize = 384 * 1024;
 
+/// How far ahead of the weights that meet a single input the next ones are asked for.
+const PREFETCH_BYTES: usize = 2048;
+
 /// Tasks that a thread should get, so that an uneven machine does not stall the others.
 const TASKS_PER_THREAD: usize = 16;
 /// Bytes of weights of a task: enough to be worth taking, little enough to be divided evenly.
@@ -149,22 +152,26 @@ impl Groups<'_> {
         let inputs: [_; R] = std::array::from_fn(|r| self.x.row(row + r));
         // SAFETY: see above.
         unsafe {
-            let scales = bytes.as_ptr();
-            let mut quants = scales.add(self.weights.layout.quants);
+            let mut at = bytes.as_ptr();
             let mut acc = [S::splat(0.0); R];
-            for step in 0..self.weights.cols.div_ceil(STEP) {
-                let w = F::vectors::<S>(quants);
-                let scale = F::scales::<S>(scales, step);
+            for first in (0..self.weights.cols / STEP).step_by(F::STEPS) {
+                let scales = at;
                 if R == 1 {
-                    for line in 0..F::STEP_BYTES / 64 {
-                        S::prefetch(quants.wrapping_add(F::PREFETCH_BYTES + 64 * line));
-                    }
+                    prefetch::<S>(at, F::SCALE_BYTES);
                 }
-                quants = quants.add(F::STEP_BYTES);
-                for r in 0..R {
-                    let x = inputs[r].q.as_ptr().add(step * STEP);
-                    let block = *inputs[r].blocks.get_unchecked(step);
-                    acc[r] = accumulate::<S, F>(&w, scale, x, block, acc[r]);
+                at = at.add(F::SCALE_BYTES);
+                for step in 0..F::STEPS {
+                    let w = F::vectors::<S>(at);
+                    let scale = F::scales::<S>(scales, step);
+                    if R == 1 {
+                        prefetch::<S>(at, F::STEP_BYTES);
+                    }
+                    at = at.add(F::STEP_BYTES);
+                    for r in 0..R {
+                        let x = inputs[r].q.as_ptr().add((first + step) * STEP);
+                        let block = *inputs[r].blocks.get_unchecked(first + step);
+                        acc[r] = accumulate::<S, F>(&w, scale, x, block, acc[r]);
+                    }
                 }
             }
             for (r, acc) in acc.into_iter().enumerate() {
@@ -210,6 +217,15 @@ impl Groups<'_> {
                 out.copy_from_nonoverlapping(lanes.as_ptr(), n);
             }
         }
+    }
+}
+
+/// Asks for the `len` bytes that lie [`PREFETCH_BYTES`] after those at `p`.
+#[inline(always)]
+unsafe fn prefetch<S: Simd>(p: *const u8, len: usize) {
+    for at in (0..len).step_by(64) {
+        // SAFETY: the caller's promise; a prefetch may name any place.
+        unsafe { S::prefetch(p.wrapping_add(PREFETCH_BYTES + at)) };
     }
 }
 

@@ -6,7 +6,8 @@
 //! row has a lane of its own, and nothing is ever summed across lanes.
 //!
 //! ```text
-//! group = [ scales of all steps ][ pad to 64 ][ quants of all steps ]
+//! group = block, block, …            a block of the file, of all 16 rows: 1 step or 8
+//! block = [ scales ][ quants of its steps ]
 //!
 //! step of 4 bits   4 vectors of 64 bytes; vector v: low nibbles = vector v of the step (columns
 //!                  4v..), high nibbles = vector v + 4 (columns 16 + 4v..)
@@ -14,15 +15,19 @@
 //! step of 6 bits   as 4 bits, then 2 vectors: bit pair i of vector h is for vector 4h + i
 //! step of 8 bits   8 vectors; signed weights are stored plus 128
 //!
-//! scales, per step:      Q4_0 Q5_0 Q8_0 IQ4_NL  d [16 f16]
+//! scales of 1 step:       Q4_0 Q5_0 Q8_0 IQ4_NL  d [16 f16]
 //!                        Q4_1 Q5_1              d [16 f16]  m [16 f16]
 //!                        MXFP4                  d [16 f32]
-//! scales, per 8 steps:   Q4_K Q5_K    d [16 f16]  dmin [16 f16]  8 x scale [16 u8]  8 x min [16 u8]
+//! scales of 8 steps:      Q4_K Q5_K    d [16 f16]  dmin [16 f16]  8 x scale [16 u8]  8 x min [16 u8]
 //!                        Q2_K         d [16 f16]  dmin [16 f16]  16 x scale [16 u8]  16 x min [16 u8]
 //!                        Q3_K Q6_K    d [16 f16]  16 x scale [16 i8]
 //!                        IQ4_XS       d [16 f16]  8 x scale [16 i8]
 //! F32, F16, BF16         no steps: column by column, 16 numbers each; BF16 as f32
 //! ```
+//!
+//! A product reads a group from its first byte to its last, and the groups of a task lie behind each other:
+//! one stream, which is what prefetchers follow. (Scales of a whole group in front of its quants are two
+//! streams that start anew with each group.)
 //!
 //! The transformation loses nothing. Most types keep their size or nearly so: six-bit scales become
 //! bytes. What people rarely choose is widened: bits of Q2_K and Q3_K to nibbles, those of MXFP4 to five, the
@@ -40,30 +45,27 @@ pub const GROUP: usize = LANES;
 /// Columns of a step.
 pub(crate) const STEP: usize = 32;
 
-/// Sizes of the parts of a packed group, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct GroupLayout {
-    /// Offset of the quants.
-    pub(crate) quants: usize,
-    /// Size of the whole group.
-    pub(crate) bytes: usize,
+/// Bytes of a group.
+fn group_bytes(ty: WeightType, cols: usize) -> usize {
+    let bytes = match ty {
+        WeightType::F32 | WeightType::BF16 => cols * GROUP * 4,
+        WeightType::F16 => cols * GROUP * 2,
+        _ => cols / ty.block_len() * (scale_bytes(ty) + block_steps(ty) * step_bytes(ty)),
+    };
+    bytes.next_multiple_of(64)
 }
 
-impl GroupLayout {
-    pub(crate) fn new(ty: WeightType, cols: usize) -> Self {
-        let steps = cols.div_ceil(STEP);
-        let (scale_bytes, quant_bytes) = match ty {
-            WeightType::F32 | WeightType::BF16 => (0, cols * GROUP * 4),
-            WeightType::F16 => (0, cols * GROUP * 2),
-            _ if ty.block_len() == STEP => (steps * scale_bytes(ty), steps * 64 * stored_bits(ty)),
-            _ => (steps / 8 * scale_bytes(ty), steps * 64 * stored_bits(ty)),
-        };
-        let quants = scale_bytes.next_multiple_of(64);
-        Self { quants, bytes: quants + quant_bytes.next_multiple_of(64) }
-    }
+/// Steps of a block.
+pub(crate) const fn block_steps(ty: WeightType) -> usize {
+    ty.block_len() / STEP
 }
 
-/// Bytes of the scales of a block of 16 rows.
+/// Bytes of the quants of a step.
+pub(crate) const fn step_bytes(ty: WeightType) -> usize {
+    64 * stored_bits(ty)
+}
+
+/// Bytes of the scales of a block.
 pub(crate) const fn scale_bytes(ty: WeightType) -> usize {
     match ty {
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => 0,
@@ -96,7 +98,8 @@ pub struct PackedMatrix {
     pub(crate) ty: WeightType,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    pub(crate) layout: GroupLayout,
+    /// Bytes of a group.
+    group_bytes: usize,
     pub(crate) data: AlignedBytes,
 }
 
@@ -125,18 +128,18 @@ impl PackedMatrix {
         (arena, pool): (&mut Arena, &crate::Pool),
         row: impl Fn(usize) -> &'a [u8] + Sync,
     ) -> std::io::Result<Self> {
-        let layout = GroupLayout::new(ty, cols);
+        let group_bytes = group_bytes(ty, cols);
         let n_groups = rows.div_ceil(GROUP);
-        let n_bytes = n_groups.checked_mul(layout.bytes).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let n_bytes = n_groups.checked_mul(group_bytes).ok_or(std::io::ErrorKind::OutOfMemory)?;
         let mut data = arena.zeroed(n_bytes)?;
-        pool.for_each_chunk(data.as_mut_slice(), layout.bytes, |group, out| {
+        pool.for_each_chunk(data.as_mut_slice(), group_bytes, |group, out| {
             for lane in 0..GROUP.min(rows - group * GROUP) {
                 let bytes = row(group * GROUP + lane);
                 assert_eq!(Some(bytes.len()), ty.row_bytes(cols), "bytes of row {lane}");
-                pack_row(ty, bytes, lane, layout, out);
+                pack_row(ty, bytes, lane, out);
             }
         });
-        Ok(Self { ty, rows, cols, layout, data })
+        Ok(Self { ty, rows, cols, group_bytes, data })
     }
 
     /// Rows, the length of an output.
@@ -165,48 +168,54 @@ impl PackedMatrix {
 
     /// The packed bytes of one group.
     pub(crate) fn group(&self, group: usize) -> &[u8] {
-        &self.data.as_slice()[group * self.layout.bytes..][..self.layout.bytes]
+        &self.data.as_slice()[group * self.group_bytes..][..self.group_bytes]
     }
 }
 
 /// Writes one row into its lane of a group.
-fn pack_row(ty: WeightType, bytes: &[u8], lane: usize, layout: GroupLayout, out: &mut [u8]) {
-    let (scales, quants) = out.split_at_mut(layout.quants);
-    let step_bytes = 64 * stored_bits(ty);
+fn pack_row(ty: WeightType, bytes: &[u8], lane: usize, out: &mut [u8]) {
+    let step_bytes = step_bytes(ty);
+    let block_bytes = scale_bytes(ty) + block_steps(ty) * step_bytes;
     for (b, block) in bytes.chunks_exact(ty.block_bytes()).enumerate() {
         match ty {
             WeightType::F32 | WeightType::BF16 => {
                 let mut w = [0.0];
                 dequantize(ty, block, &mut w);
-                quants[(b * GROUP + lane) * 4..][..4].copy_from_slice(&w[0].to_ne_bytes());
+                out[(b * GROUP + lane) * 4..][..4].copy_from_slice(&w[0].to_ne_bytes());
             }
             WeightType::F16 => {
                 let bits = u16::from_le_bytes([block[0], block[1]]);
-                quants[(b * GROUP + lane) * 2..][..2].copy_from_slice(&bits.to_ne_bytes());
-            }
-            _ if ty.block_len() == STEP => {
-                let parsed = Block::parse(ty, block);
-                let scales = &mut scales[b * scale_bytes(ty)..][..scale_bytes(ty)];
-                if ty == WeightType::MXFP4 {
-                    scales[lane * 4..][..4].copy_from_slice(&parsed.d.to_ne_bytes());
-                } else {
-                    put_f16(scales, lane, parsed.d);
-                }
-                if has_minimum(ty) {
-                    put_f16(scales, GROUP + lane, parsed.m);
-                }
-                pack_step(ty, &parsed.q, lane, &mut quants[b * step_bytes..][..step_bytes]);
+                out[(b * GROUP + lane) * 2..][..2].copy_from_slice(&bits.to_ne_bytes());
             }
             _ => {
-                let parsed = SuperBlock::parse(ty, block);
-                let scales = &mut scales[b * scale_bytes(ty)..][..scale_bytes(ty)];
-                pack_scales(ty, &parsed, lane, scales);
-                for (s, q) in parsed.q.as_chunks().0.iter().enumerate() {
-                    let step = &mut quants[(b * 8 + s) * step_bytes..][..step_bytes];
-                    pack_step(ty, q, lane, step);
+                let out = &mut out[b * block_bytes..][..block_bytes];
+                let (scales, quants) = out.split_at_mut(scale_bytes(ty));
+                if ty.block_len() == STEP {
+                    let parsed = Block::parse(ty, block);
+                    pack_scale(ty, &parsed, lane, scales);
+                    pack_step(ty, &parsed.q, lane, quants);
+                } else {
+                    let parsed = SuperBlock::parse(ty, block);
+                    pack_scales(ty, &parsed, lane, scales);
+                    let steps = quants.chunks_exact_mut(step_bytes);
+                    for (q, step) in parsed.q.as_chunks().0.iter().zip(steps) {
+                        pack_step(ty, q, lane, step);
+                    }
                 }
             }
         }
+    }
+}
+
+/// Writes the scale of 32 weights of one row into its lane, and their minimum.
+fn pack_scale(ty: WeightType, block: &Block, lane: usize, out: &mut [u8]) {
+    if ty == WeightType::MXFP4 {
+        out[lane * 4..][..4].copy_from_slice(&block.d.to_ne_bytes());
+    } else {
+        put_f16(out, lane, block.d);
+    }
+    if has_minimum(ty) {
+        put_f16(out, GROUP + lane, block.m);
     }
 }
 
