@@ -13,6 +13,8 @@ use crate::simd::{Element, Kernel, LANES, Simd};
 pub const TILE: usize = LANES;
 /// Query heads that share one pass over keys and values: their sums fill the registers.
 const MAX_HEADS: usize = 4;
+/// Rows of values that are asked for ahead of time.
+const ROWS_AHEAD: usize = 16;
 /// Partial sums of a score, by component modulo 4: hides the latency of a multiply-add.
 const CHAINS: usize = 4;
 
@@ -267,11 +269,18 @@ impl<E: Element> Heads<'_, '_, E> {
                 // has `dim` numbers, and `at + (last - first)` stays within the stride.
                 unsafe {
                     let keys = self.a.keys.as_ptr().add(tile * TILE * dim);
-                    let lanes = scores_of_tile::<S, E, H>(keys, query, dim);
-                    for (h, lanes) in lanes.iter().enumerate() {
+                    prefetch::<S, E>(keys.wrapping_add(TILE * dim), TILE * dim);
+                    let sums = scores_of_tile::<S, E, H>(keys, query, dim);
+                    for h in 0..H {
                         let to = self.scores.as_mut_ptr().add(h * self.stride + at);
-                        let from = lanes.as_ptr().add(first - tile * TILE);
-                        to.copy_from_nonoverlapping(from, last - first);
+                        if last - first == TILE {
+                            S::store(to, sums[h]);
+                        } else {
+                            let mut lanes = [0.0; LANES];
+                            S::store(lanes.as_mut_ptr(), sums[h]);
+                            let from = lanes.as_ptr().add(first - tile * TILE);
+                            to.copy_from_nonoverlapping(from, last - first);
+                        }
                     }
                 }
                 at += last - first;
@@ -290,6 +299,7 @@ impl<E: Element> Heads<'_, '_, E> {
             for span in self.a.spans {
                 let mut value = self.a.values.as_ptr().add(span.first * head_dim + dim);
                 for _ in 0..span.len {
+                    prefetch::<S, E>(value.wrapping_add(ROWS_AHEAD * head_dim), V * LANES);
                     for v in 0..V {
                         let x = E::load16::<S>(value.add(v * LANES));
                         for h in 0..H {
@@ -319,7 +329,7 @@ unsafe fn scores_of_tile<S: Simd, E: Element, const H: usize>(
     keys: *const E,
     query: *const f32,
     dim: usize,
-) -> [[f32; LANES]; H] {
+) -> [S::F; H] {
     // SAFETY: the caller's promise: `dim` vectors of keys, `H * dim` numbers of queries.
     unsafe {
         let mut acc = [[S::splat(0.0); CHAINS]; H];
@@ -331,12 +341,20 @@ unsafe fn scores_of_tile<S: Simd, E: Element, const H: usize>(
                 }
             }
         }
-        let mut lanes = [[0.0; LANES]; H];
+        let mut sums = [S::splat(0.0); H];
         for h in 0..H {
-            let sum = S::add(S::add(acc[h][0], acc[h][1]), S::add(acc[h][2], acc[h][3]));
-            S::store(lanes[h].as_mut_ptr(), sum);
+            sums[h] = S::add(S::add(acc[h][0], acc[h][1]), S::add(acc[h][2], acc[h][3]));
         }
-        lanes
+        sums
+    }
+}
+
+/// Asks for `len` elements at `p`.
+#[inline(always)]
+unsafe fn prefetch<S: Simd, E>(p: *const E, len: usize) {
+    for at in (0..len * size_of::<E>()).step_by(64) {
+        // SAFETY: the caller's promise; a prefetch may name any place.
+        unsafe { S::prefetch(p.cast::<u8>().wrapping_add(at)) };
     }
 }
 

@@ -367,7 +367,7 @@ impl Model {
         let c = &self.config;
         let (hd, q_dim, group) = (c.head_dim, c.q_dim(), c.n_heads / c.n_kv_heads);
         let n_rows = ws.q.len() / q_dim;
-        let many = n_rows * c.n_kv_heads >= 8 * self.pool.n_threads();
+        let many = n_rows * c.n_kv_heads >= self.pool.n_threads();
         let heads_per_task = if many { group } else { 1 };
         let (task_dim, tasks_per_row) = (heads_per_task * hd, c.n_heads / heads_per_task);
         let queries = &ws.queries;
