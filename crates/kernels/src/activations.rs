@@ -126,14 +126,14 @@ unsafe fn quantize<S: Simd>(x: &[f32; STEP], q: &mut [i8; STEP]) -> BlockScale {
         let halves = [S::load(x.as_ptr()), S::load(x.as_ptr().add(16))];
         let amax = S::largest(S::max(S::abs(halves[0]), S::abs(halves[1])));
         let inverse = S::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
+        let mut sums = [0; 2];
         for i in 0..2 {
             // The clamp is for NaN and for products with an infinite inverse.
             let scaled = S::max(S::mul(halves[i], inverse), S::splat(-127.0));
-            S::store_i8(q.as_mut_ptr().add(16 * i), S::min(scaled, S::splat(127.0)));
-        }
-        let mut sums = [0; 2];
-        for (i, &q) in q.iter().enumerate() {
-            sums[i / 16] += i32::from(q);
+            let rounded = S::round(S::min(scaled, S::splat(127.0)));
+            S::store_i8(q.as_mut_ptr().add(16 * i), rounded);
+            // Exact: integers below 2^24.
+            sums[i] = S::sum(rounded) as i32;
         }
         let d = amax / 127.0;
         BlockScale { d, scaled_sum: d * (sums[0] + sums[1]) as f32, sums }

@@ -34,6 +34,21 @@ pub(super) unsafe fn sum8(x: __m256) -> f32 {
     }
 }
 
+/// The largest of eight lanes, in the order of [`sum8`].
+///
+/// # Safety
+///
+/// AVX is enabled in the calling function.
+#[inline(always)]
+pub(super) unsafe fn largest8(x: __m256) -> f32 {
+    // SAFETY: the caller's promise; no pointers.
+    unsafe {
+        let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+    }
+}
+
 /// Applies an operation to the two registers of each argument.
 macro_rules! both {
     ($f:expr; $a:ident) => {
@@ -275,5 +290,14 @@ impl Simd for Avx2 {
     unsafe fn sum(a: Self::F) -> f32 {
         // SAFETY: see the impl. The order of additions is the trait's.
         unsafe { sum8(_mm256_add_ps(a[0], a[1])) }
+    }
+    #[inline(always)]
+    unsafe fn largest(a: Self::F) -> f32 {
+        // SAFETY: see the impl. The order of comparisons is the trait's.
+        unsafe {
+            let none = _mm256_set1_ps(f32::NEG_INFINITY);
+            let (low, high) = (_mm256_max_ps(a[0], none), _mm256_max_ps(a[1], none));
+            largest8(_mm256_max_ps(low, high))
+        }
     }
 }

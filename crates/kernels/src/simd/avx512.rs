@@ -178,4 +178,13 @@ impl Simd for Avx512 {
             super::avx2::sum8(x)
         }
     }
+    #[inline(always)]
+    unsafe fn largest(a: __m512) -> f32 {
+        // SAFETY: see the impl. The order of comparisons is the trait's.
+        unsafe {
+            let a = _mm512_max_ps(a, _mm512_set1_ps(f32::NEG_INFINITY));
+            let high = _mm512_extractf32x8_ps::<1>(a);
+            super::avx2::largest8(_mm256_max_ps(_mm512_castps512_ps256(a), high))
+        }
+    }
 }

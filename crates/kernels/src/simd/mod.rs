@@ -96,13 +96,16 @@ pub trait Simd: Copy {
         fold(lanes, |x, y| x + y)
     }
 
-    /// The largest lane; NaN only if all are.
+    /// The largest lane, in the order of [`Simd::sum`]; lanes that are NaN do not count, and -∞ is
+    /// the largest of none.
     #[inline(always)]
     unsafe fn largest(a: Self::F) -> f32 {
         let mut lanes = [0.0; LANES];
         // SAFETY: the array has 16 elements.
-        unsafe { Self::store(lanes.as_mut_ptr(), a) };
-        fold(lanes, f32::max)
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), Self::max(a, Self::splat(f32::NEG_INFINITY)));
+        }
+        fold(lanes, |x, y| if x > y { x } else { y })
     }
 
     /// `e^x` with a relative error below 3e-7 for x in -87 ..= 88; below that range a number under
@@ -311,6 +314,31 @@ mod tests {
             // SAFETY: the array has 16 elements.
             unsafe { S::store(self.0.as_mut_ptr(), S::exp(S::load(self.0.as_ptr()))) };
             self.0
+        }
+    }
+
+    struct Largest([f32; LANES]);
+
+    impl Kernel for Largest {
+        type Output = f32;
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> f32 {
+            // SAFETY: the array has 16 elements.
+            unsafe { S::largest(S::load(self.0.as_ptr())) }
+        }
+    }
+
+    #[test]
+    fn the_largest_lane_is_found_wherever_it_is_and_nan_is_none() {
+        for isa in Isa::available() {
+            for at in 0..LANES {
+                let mut lanes = [f32::NAN; LANES];
+                assert_eq!(isa.run(Largest(lanes)), f32::NEG_INFINITY, "{isa}");
+                lanes[(at + 5) % LANES] = -7.0;
+                lanes[at] = -2.0;
+                assert_eq!(isa.run(Largest(lanes)), -2.0, "{isa} {at}");
+            }
         }
     }
 
