@@ -48,7 +48,7 @@ pub use attention::{
     Attention, Biases, QueryForm, Span, TILE, attend, attend_measured, key_tiles_len, read_key,
     write_key,
 };
-pub use bandwidth::Bandwidth;
+pub use bandwidth::read_bandwidth;
 pub use buffer::Arena;
 pub use elementwise::{
     Activation, add_assign, gated, log_sum_exp, rms_norm, rms_norm_in_place, soft_cap,

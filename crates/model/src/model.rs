@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use everstream_kernels::{Isa, Pool, Rope};
+use everstream_kernels::{Isa, PackedMatrix, Pool, Rope, read_bandwidth};
 use everstream_kv_cache::{CacheConfig, EvictionPolicy, KvType, LayerKind, RawKeys};
 
 use crate::config::{ModelConfig, RopeScaling};
@@ -149,8 +149,31 @@ impl Model {
     /// Bytes of weights that decoding one token reads.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
+        self.matrices().map(|m| m.bytes()).sum()
+    }
+
+    /// Bytes of keys and values that decoding one token reads whose query sees `n_visible` tokens.
+    #[must_use]
+    pub fn kv_bytes(&self, n_visible: usize, kv_type: KvType) -> usize {
+        let seen = |&kind: &usize| match self.kinds[kind].window_tokens {
+            Some(window) => n_visible.min(window),
+            None => n_visible,
+        };
+        self.kind_of.iter().map(seen).sum::<usize>() * 2 * self.config.kv_dim() * kv_type.bytes()
+    }
+
+    /// Reads all weights once and does nothing with them; returns bytes per second. No decoding can
+    /// be faster than [`Model::weight_bytes`] at this speed.
+    #[must_use]
+    pub fn read_bandwidth(&self) -> f64 {
+        let matrices: Vec<_> = self.matrices().collect();
+        read_bandwidth(self.isa, &self.pool, &matrices)
+    }
+
+    /// What decoding a token multiplies with.
+    fn matrices(&self) -> impl Iterator<Item = &PackedMatrix> {
         let layers = self.weights.layers.iter().flat_map(|l| l.matrices());
-        layers.map(|m| m.bytes()).sum::<usize>() + self.weights.output.bytes()
+        layers.chain([&self.weights.output])
     }
 
     /// The configuration of a cache for this model.

@@ -74,6 +74,7 @@ fn check(args: &BenchArgs) -> anyhow::Result<()> {
     }
     for (flag, value) in [
         ("--prompt-tokens", args.prompt_tokens),
+        ("--ingest-tokens", args.ingest_tokens),
         ("--stream-tokens", args.stream_tokens.unwrap_or(0)),
     ] {
         if value > MAX_TOKENS {
@@ -95,32 +96,62 @@ fn read_text(args: &BenchArgs) -> anyhow::Result<Option<String>> {
     Ok((!texts.is_empty()).then(|| texts.concat()))
 }
 
-/// Tokens per second, one number for each repetition, sorted.
+/// What was measured once in each repetition, sorted.
+#[derive(Default)]
 struct Speed {
+    /// Tokens per second.
     prefill: Vec<f64>,
+    /// Tokens per second.
     decode: Vec<f64>,
+    /// Tokens per second, with a full window.
+    ingest: Vec<f64>,
+    /// Bytes per second that reading the weights without computing anything takes.
+    bandwidth: Vec<f64>,
+    /// The time of decoding that reading takes at that speed.
+    share: Vec<f64>,
 }
 
 fn measure(model: &Arc<Model>, config: &SessionConfig, args: &BenchArgs) -> anyhow::Result<Speed> {
     let prompt = stream::random_tokens(model, args.prompt_tokens, args.seed);
-    let per_run = args.prompt_tokens + args.decode_tokens;
+    let text = stream::random_tokens(model, args.ingest_tokens, args.seed.wrapping_add(1));
+    let per_run = args.prompt_tokens + args.decode_tokens + args.ingest_tokens;
+    let bytes_per_token = bytes_per_token(model, config, args);
     let bar = output::token_bar(per_run * args.repetitions, "prefill and decode");
     let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];
     Session::new(Arc::clone(model), None, config.clone())?
         .append(warm_up, Origin::turn(Role::Document))?;
-    let mut speed = Speed { prefill: Vec::new(), decode: Vec::new() };
+    let mut speed = Speed::default();
     for _ in 0..args.repetitions {
         let mut session = Session::new(Arc::clone(model), None, config.clone())?;
         let start = Instant::now();
         session.append(&prompt, Origin::turn(Role::Document))?;
         speed.prefill.push(args.prompt_tokens as f64 / start.elapsed().as_secs_f64());
         bar.inc(args.prompt_tokens as u64);
-        speed.decode.push(decode(&mut session, args.decode_tokens, &bar)?);
+        // On a shared machine the speed of memory changes from one second to the next.
+        let before = model.read_bandwidth();
+        let decode = decode(&mut session, args.decode_tokens, &bar)?;
+        let bandwidth = f64::midpoint(before, model.read_bandwidth());
+        speed.share.push(bytes_per_token as f64 * decode / bandwidth);
+        speed.decode.push(decode);
+        speed.bandwidth.push(bandwidth);
+        if !text.is_empty() {
+            let start = Instant::now();
+            session.append(&text, Origin::turn(Role::Document))?;
+            speed.ingest.push(text.len() as f64 / start.elapsed().as_secs_f64());
+            bar.inc(text.len() as u64);
+        }
     }
     bar.finish_and_clear();
-    speed.prefill.sort_by(f64::total_cmp);
-    speed.decode.sort_by(f64::total_cmp);
+    let Speed { prefill, decode, ingest, bandwidth, share } = &mut speed;
+    [prefill, decode, ingest, bandwidth, share].map(|all| all.sort_by(f64::total_cmp));
     Ok(speed)
+}
+
+/// Bytes of weights, keys and values that a token of the middle of the decoded ones reads.
+fn bytes_per_token(model: &Model, config: &SessionConfig, args: &BenchArgs) -> usize {
+    let capacity = config.n_sink + config.n_clusters() + config.window_tokens;
+    let n_visible = (args.prompt_tokens + args.decode_tokens / 2).min(capacity);
+    model.weight_bytes() + model.kv_bytes(n_visible, config.kv_type)
 }
 
 /// Decodes greedily, past every end of a turn, and returns tokens per second.
@@ -160,6 +191,7 @@ fn json(
         "model": args.model.model,
         "file_bytes": model.gguf().bytes().len(),
         "weight_bytes_per_token": model.weight_bytes(),
+        "bytes_per_token": bytes_per_token(model, config, args),
         "threads": model.n_threads(),
         "isa": model.isa().name(),
         "commit": host::COMMIT,
@@ -176,6 +208,10 @@ fn json(
         "repetitions": args.repetitions,
         "prefill_tokens_per_second": spread(&speed.prefill),
         "decode_tokens_per_second": spread(&speed.decode),
+        "ingest_tokens": args.ingest_tokens,
+        "ingest_tokens_per_second": spread(&speed.ingest),
+        "read_bytes_per_second": spread(&speed.bandwidth),
+        "share_of_limit": spread(&speed.share),
         "stream": stream.map(stream::Stream::json),
         "peak_resident_bytes": output::peak_resident_bytes(),
     })
@@ -195,6 +231,17 @@ fn print(
         format!("{:.1} tokens/s ({min:.1} to {max:.1})", median(sorted))
     };
     let clusters = output::clusters_and(config);
+    let bytes = bytes_per_token(model, config, args);
+    let gigabytes = |i: usize| speed.bandwidth.get(i).unwrap_or(&0.0) / 1e9;
+    let limit = format!(
+        "{:.0} % of {:.1} tokens/s reached: {} a token, read at {:.1} GB/s ({:.1} to {:.1})",
+        100.0 * median(&speed.share),
+        median(&speed.bandwidth) / bytes as f64,
+        size(bytes),
+        median(&speed.bandwidth) / 1e9,
+        gigabytes(0),
+        gigabytes(speed.bandwidth.len().saturating_sub(1)),
+    );
     let mut lines = vec![
         ("model", format!("{}, {}", args.model.model, size(model.gguf().bytes().len()))),
         ("machine", format!("{}, {}", host::cpu(), host::os())),
@@ -204,8 +251,13 @@ fn print(
         ("weights", format!("{} read per decoded token", size(model.weight_bytes()))),
         ("prefill", format!("{} over {} tokens", row(&speed.prefill), args.prompt_tokens)),
         ("decode", format!("{} over {} tokens", row(&speed.decode), args.decode_tokens)),
-        ("", format!("median of {}, smallest and largest", args.repetitions)),
+        ("limit", limit),
     ];
+    if !speed.ingest.is_empty() {
+        let n = args.ingest_tokens;
+        lines.push(("ingest", format!("{} over {n} tokens behind them", row(&speed.ingest))));
+    }
+    lines.push(("", format!("median of {}, smallest and largest", args.repetitions)));
     if let Some(peak) = output::peak_resident_bytes() {
         lines.push(("memory", format!("{} at most", output::size(peak))));
     }

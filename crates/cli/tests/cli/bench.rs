@@ -14,7 +14,13 @@ fn the_measurement_names_its_conditions() {
     let arguments =
         ["bench", "--model", &model, "--isa", "scalar", "--json", "--stream-tokens", "0"];
     let result = rig.ok(&[&arguments[..], &SMALL].concat()).json();
-    for name in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+    for name in [
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+        "ingest_tokens_per_second",
+        "read_bytes_per_second",
+        "share_of_limit",
+    ] {
         let number = |field: &str| result[name][field].as_f64().unwrap();
         let (min, median, max) = (number("min"), number("median"), number("max"));
         assert!(0.0 < min && min <= median && median <= max, "{result}");
