@@ -9,7 +9,8 @@ use everstream_chroma::{ChromaConfig, ChromaTexts, MakeChroma};
 use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind, Spec};
 use everstream_runtime::kernels::Isa;
 use everstream_runtime::memory::{
-    DEFAULT_SEGMENT_BYTES, Distance, Embedder, KvType, MakeExact, MakeIndex, MiniLm, SessionFolder,
+    DEFAULT_SEGMENT_BYTES, Distance, Embedder, KvType, MakeExact, MakeIndex, MiniLm, MiniLmOptions,
+    SessionFolder,
 };
 use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{Policy, SessionConfig, Storage};
@@ -213,11 +214,9 @@ pub(crate) fn encoder(
     if policy != Policy::Remember {
         return Ok(None);
     }
-    // candle computes on rayon's global pool; it is built once, so later calls change nothing.
-    let n_threads = options(common)?.n_threads.get();
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build_global();
     let files = files(common, DEFAULT_ENCODER)?;
-    Ok(Some(Arc::new(MiniLm::open(&files.dir)?)))
+    let ModelOptions { n_threads, isa, .. } = options(common)?;
+    Ok(Some(Arc::new(MiniLm::open(&files.dir, MiniLmOptions { n_threads, isa })?)))
 }
 
 /// As [`encoder`]. If nobody asked for policy `remember`, and no sentence encoder can be had, the

@@ -16,7 +16,8 @@ use everstream_runtime::encode;
 use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::{
     BlockKv, Distance, Embedder, ExactIndex, Fusion, Gate, Hybrid, KvShape, KvType, Memory,
-    MemoryConfig, MiniLm, Nearest, Neighbours, NewBlock, RamStore, RecallRequest, Role, Strategy,
+    MemoryConfig, MiniLm, MiniLmOptions, Nearest, Neighbours, NewBlock, RamStore, RecallRequest,
+    Role, Strategy,
 };
 use everstream_runtime::model::{Model, ModelOptions};
 
@@ -44,7 +45,8 @@ fn main() -> anyhow::Result<()> {
         bail!("use retrieval TASK[:DISTANCE,...] LIMIT SEED...")
     };
     let model = Model::open(&path("EVERSTREAM_TEST_QWEN")?, ModelOptions::default())?;
-    let encoder: Arc<dyn Embedder> = Arc::new(MiniLm::open(&path("EVERSTREAM_TEST_MINILM")?)?);
+    let encoder: Arc<dyn Embedder> =
+        Arc::new(MiniLm::open(&path("EVERSTREAM_TEST_MINILM")?, MiniLmOptions::default())?);
     let (name, distances) = task.split_once(':').unwrap_or((task, ""));
     let distances = distances.split(',').filter(|distance| !distance.is_empty());
     let data = match name {

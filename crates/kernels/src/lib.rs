@@ -12,7 +12,7 @@
 //! # Nothing is summed across rows of a batch
 //!
 //! Each output of a product has a lane of its own and is summed in one fixed order (`matmul`: over
-//! the columns, for float weights in four partial sums), each attention score and each mixed value
+//! the columns, for float weights in two partial sums), each attention score and each mixed value
 //! likewise (`attention`). So a row gives the
 //! same bits alone, in a batch, in a prefill chunk of any size, and on any number of threads. What
 //! decoding and prefilling compute cannot drift apart.
@@ -51,7 +51,8 @@ pub use attention::{
 pub use bandwidth::read_bandwidth;
 pub use buffer::Arena;
 pub use elementwise::{
-    Activation, add_assign, gated, log_sum_exp, rms_norm, rms_norm_in_place, soft_cap,
+    Activation, add_assign, gated, gelu, layer_norm, log_sum_exp, rms_norm, rms_norm_in_place,
+    soft_cap,
 };
 pub use isa::Isa;
 pub use matmul::{Product, dot_definition, matmul};

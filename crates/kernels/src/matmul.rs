@@ -180,23 +180,70 @@ impl Groups<'_> {
         }
     }
 
-    /// The product of float weights: four partial sums, by column modulo 4.
+    /// The product of float weights. As many inputs as registers have room for share a pass.
     #[inline(always)]
     unsafe fn floats<S: Simd, E: crate::simd::Element>(&self) {
-        for group in self.from..self.to {
-            let w = self.weights.group(group).as_ptr().cast::<E>();
-            for row in 0..self.x.n_rows {
-                let x = self.x.row_f32(row);
-                // SAFETY: a group holds 16 weights for each column.
+        let n = self.x.n_rows;
+        let panel = PANEL_BYTES / (4 * self.weights.cols).max(1) / 12 * 12;
+        let panel = panel.max(12);
+        for first in (0..n).step_by(panel) {
+            let last = n.min(first + panel);
+            for group in self.from..self.to {
+                let mut row = first;
+                // SAFETY: rows and group are in range; see `float_tile`.
                 unsafe {
-                    let mut acc = [S::splat(0.0); 4];
-                    for (col, &x) in x.iter().enumerate() {
-                        let w = E::load16::<S>(w.add(col * GROUP));
-                        acc[col % 4] = S::fma(w, S::splat(x), acc[col % 4]);
+                    while S::REGISTERS == 32 && row + 12 <= last {
+                        self.float_tile::<S, E, 12>(group, row);
+                        row += 12;
                     }
-                    let acc = S::add(S::add(acc[0], acc[1]), S::add(acc[2], acc[3]));
-                    self.write::<S>(group, row, acc);
+                    while row + 3 <= last {
+                        self.float_tile::<S, E, 3>(group, row);
+                        row += 3;
+                    }
+                    while row < last {
+                        self.float_tile::<S, E, 1>(group, row);
+                        row += 1;
+                    }
                 }
+            }
+        }
+    }
+
+    /// The product of one group of float weights with `R` inputs from `row`: two partial sums, of even
+    /// and of odd columns.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Simd`]; `group` and all rows exist. A group holds 16 weights for each column.
+    #[inline(always)]
+    unsafe fn float_tile<S: Simd, E: crate::simd::Element, const R: usize>(
+        &self,
+        group: usize,
+        row: usize,
+    ) {
+        let cols = self.weights.cols;
+        let w = self.weights.group(group).as_ptr().cast::<E>();
+        let x: [_; R] = std::array::from_fn(|r| self.x.row_f32(row + r).as_ptr());
+        // SAFETY: see above; inputs have `cols` numbers.
+        unsafe {
+            let mut acc = [[S::splat(0.0); R]; 2];
+            for pair in 0..cols / 2 {
+                for i in 0..2 {
+                    let col = 2 * pair + i;
+                    let w = E::load16::<S>(w.add(col * GROUP));
+                    for r in 0..R {
+                        acc[i][r] = S::fma(w, S::splat(*x[r].add(col)), acc[i][r]);
+                    }
+                }
+            }
+            if cols % 2 == 1 {
+                let w = E::load16::<S>(w.add((cols - 1) * GROUP));
+                for r in 0..R {
+                    acc[0][r] = S::fma(w, S::splat(*x[r].add(cols - 1)), acc[0][r]);
+                }
+            }
+            for r in 0..R {
+                self.write::<S>(group, row + r, S::add(acc[0][r], acc[1][r]));
             }
         }
     }
@@ -279,11 +326,11 @@ pub fn dot_definition(ty: WeightType, row: &[u8], x: &Activations, input: usize)
     if !ty.is_quantized() {
         let mut w = vec![0.0; x.cols];
         crate::dequantize(ty, row, &mut w);
-        let mut acc = [0.0f32; 4];
+        let mut acc = [0.0f32; 2];
         for (col, (w, x)) in w.iter().zip(x.row_f32(input)).enumerate() {
-            acc[col % 4] = w.mul_add(*x, acc[col % 4]);
+            acc[col % 2] = w.mul_add(*x, acc[col % 2]);
         }
-        return (acc[0] + acc[1]) + (acc[2] + acc[3]);
+        return acc[0] + acc[1];
     }
     let x = x.row(input);
     let mut acc = 0.0f32;
@@ -390,7 +437,7 @@ mod tests {
         for ty in TYPES {
             let unit = ty.block_len().max(32);
             for (rows, cols, n) in
-                [(1, unit, 1), (16, unit, 2), (17, 2 * unit, 3), (40, 3 * unit, 13), (33, unit, 8)]
+                [(1, unit, 1), (16, unit, 2), (17, 2 * unit, 3), (40, 3 * unit, 13), (33, unit, 28)]
             {
                 let bytes = random_rows(ty, rows, cols, &mut rng);
                 let row_bytes = ty.row_bytes(cols).unwrap();

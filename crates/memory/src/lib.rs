@@ -106,7 +106,7 @@ mod words;
 
 pub use block::{Block, BlockError, BlockId, NewBlock, Role, Source};
 pub use cutter::{BlockCutter, BlockSizes, BlockSizesError};
-pub use embed::{EmbedError, Embedder, HashEmbedder, MiniLm};
+pub use embed::{EmbedError, Embedder, HashEmbedder, MiniLm, MiniLmOptions};
 pub use gate::Gate;
 #[cfg(any(test, feature = "contract"))]
 pub use index::contract;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use everstream_runtime::kv_cache::Place;
 use everstream_runtime::memory::{
-    BlockStore, DiskOptions, DiskStore, Embedder, HashEmbedder, KvType, MiniLm, Recall,
-    RecalledBlock, SessionFolder,
+    BlockStore, DiskOptions, DiskStore, Embedder, HashEmbedder, KvType, MiniLm, MiniLmOptions,
+    Recall, RecalledBlock, SessionFolder,
 };
 use everstream_runtime::model::Model;
 use everstream_runtime::{
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     let n_tokens: usize = args.get(1).map_or(Ok(4096), |n| n.parse())?;
     let model = common::model(variable)?;
     let encoder: Arc<dyn Embedder> =
-        Arc::new(MiniLm::open(&common::path("EVERSTREAM_TEST_MINILM")?)?);
+        Arc::new(MiniLm::open(&common::path("EVERSTREAM_TEST_MINILM")?, MiniLmOptions::default())?);
     let text = books::book("Middlemarch")?;
     println!("\n{}, {} threads, {} rounds", model.config().name, model.n_threads(), ROUNDS);
     reinsertion(&model, &text)?;

@@ -20,7 +20,7 @@
 //! # let path = std::path::Path::new(path);
 //! # let log = "The gate was locked by Ines.\n\nRain fell on the quay all day.\n\n".repeat(30);
 //! let model = Arc::new(Model::open(path, Default::default())?);
-//! // With a real model: memory::MiniLm::open(folder)?
+//! // With a real model: memory::MiniLm::open(folder, Default::default())?
 //! let encoder = Arc::new(HashEmbedder);
 //! let mut config = SessionConfig { window_tokens: 96, ..SessionConfig::default() };
 //! config.recall.gate = Gate::OPEN;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use everstream_runtime::memory::{MiniLm, Role};
+use everstream_runtime::memory::{MiniLm, MiniLmOptions, Role};
 use everstream_runtime::model::{Model, SpecialTokens};
 use everstream_runtime::perplexity::{Positions, score};
 use everstream_runtime::{GenerateOptions, Origin, Policy, Session, SessionConfig};
@@ -73,7 +73,8 @@ fn smollm2_answers_from_the_passage_alone() {
 #[test]
 #[ignore = "needs the real models: cargo xtask check runs it"]
 fn smollm2_answers_from_what_left_the_window() {
-    let minilm = Arc::new(MiniLm::open(&path("EVERSTREAM_TEST_MINILM")).unwrap());
+    let minilm =
+        Arc::new(MiniLm::open(&path("EVERSTREAM_TEST_MINILM"), MiniLmOptions::default()).unwrap());
     let mut session = Session::new(model(), Some(minilm), SessionConfig::default()).unwrap();
     let origin = Origin::file("chronicle.txt");
     session.ingest(CHRONICLE, origin, &mut |_, _, _| ControlFlow::Continue(())).unwrap();

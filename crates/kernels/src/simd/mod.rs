@@ -37,6 +37,8 @@ pub trait Simd: Copy {
     type I: Copy;
     /// 64 bytes: 16 groups of 4.
     type B: Copy;
+    /// How many [`Simd::F`] the CPU has room for.
+    const REGISTERS: usize;
 
     unsafe fn splat(x: f32) -> Self::F;
     /// Reads 16 `f32`.

@@ -28,6 +28,7 @@ impl Simd for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
+    const REGISTERS: usize = 1;
 
     unsafe fn splat(x: f32) -> Self::F {
         [x; LANES]

@@ -1,23 +1,38 @@
 //! all-MiniLM-L6-v2: the sentence encoder that Chroma uses by default.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
-use candle_transformers::models::bert::BertModel;
+use everstream_kernels::Isa;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
+use super::bert::Bert;
 use super::minilm_files::ModelFiles;
 use super::{EmbedError, Embedder};
 
-/// Texts that go through the network together.
-const BATCH_TEXTS: usize = 32;
-/// Word pieces, padding included, that go through the network together. Attention scores take
-/// `n_heads * pieces` floats per padded piece: this keeps a batch below some 50 MB.
-const BATCH_PIECES: usize = 4096;
+/// Word pieces that go through the network together, unless a text alone has more: states and products
+/// take some 12 KB a piece.
+const BATCH_PIECES: usize = 2048;
 
-/// A sentence encoder of the BERT family through candle, on the CPU, in f32.
+/// How an encoder computes.
+#[derive(Clone, Copy, Debug)]
+pub struct MiniLmOptions {
+    /// Threads; by default all that the machine runs at once.
+    pub n_threads: NonZeroUsize,
+    /// Instruction set; by default the widest of the CPU.
+    pub isa: Isa,
+}
+
+impl Default for MiniLmOptions {
+    fn default() -> Self {
+        let n_threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self { n_threads, isa: Isa::detect() }
+    }
+}
+
+/// A sentence encoder of the BERT family, on the CPU, in f32.
 ///
 /// Computes what sentence-transformers computes for all-MiniLM-L6-v2: word pieces (at most 256 with
 /// `[CLS]` and `[SEP]`, what is longer is cut), BERT, the mean over the pieces, unit length.
@@ -25,9 +40,8 @@ const BATCH_PIECES: usize = 4096;
 /// Source: Reimers and Gurevych, "Sentence-BERT", 2019, arXiv:1908.10084, section 3; weights:
 /// Wang et al., "MiniLM", 2020, arXiv:2002.10957.
 pub struct MiniLm {
-    network: BertModel,
+    network: Bert,
     tokenizer: Tokenizer,
-    dim: usize,
     max_pieces: usize,
     pad_id: u32,
     name: String,
@@ -36,13 +50,14 @@ pub struct MiniLm {
 impl fmt::Debug for MiniLm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MiniLm")
-            .field("dim", &self.dim)
+            .field("dim", &self.network.dim())
             .field("max_pieces", &self.max_pieces)
             .finish_non_exhaustive()
     }
 }
 
 /// Word pieces of one text.
+#[derive(Clone)]
 struct Encoded {
     /// Its place among the texts.
     text: usize,
@@ -58,17 +73,16 @@ impl MiniLm {
     /// # Errors
     ///
     /// [`EmbedError`] if a file is missing, damaged or does not fit the others.
-    pub fn open(dir: &Path) -> Result<Self, EmbedError> {
+    pub fn open(dir: &Path, options: MiniLmOptions) -> Result<Self, EmbedError> {
         let files = ModelFiles::new(dir);
         let config = files.config()?;
         files.check_pooling()?;
         let max_pieces = files.max_pieces(&config)?;
         let mut model = Self {
             tokenizer: files.tokenizer(&config, max_pieces)?,
-            network: files.network(&config)?,
-            dim: config.hidden_size,
+            network: files.network(&config, max_pieces, options)?,
             max_pieces,
-            // Below the vocabulary's size, as `config` checked; padding is masked anyway.
+            // Below the vocabulary's size, as `config` checked.
             pad_id: u32::try_from(config.pad_token_id).unwrap_or(0),
             name: String::new(),
         };
@@ -94,27 +108,6 @@ impl MiniLm {
         };
         texts.iter().enumerate().map(encode_one).collect()
     }
-
-    /// Embeddings of shape `[batch.len(), dim]`, in the batch's order.
-    fn forward(&self, batch: &[Encoded]) -> Result<Vec<Vec<f32>>, candle_core::Error> {
-        let n_pieces = batch.iter().map(|encoded| encoded.pieces.len()).max().unwrap_or(0);
-        let shape = (batch.len(), n_pieces);
-        let mut ids = Vec::with_capacity(batch.len() * n_pieces);
-        let mut mask = Vec::with_capacity(batch.len() * n_pieces);
-        for Encoded { pieces, .. } in batch {
-            let n_padding = n_pieces - pieces.len();
-            ids.extend(pieces.iter().copied().chain(std::iter::repeat_n(self.pad_id, n_padding)));
-            mask.extend(std::iter::repeat_n(1.0_f32, pieces.len()));
-            mask.extend(std::iter::repeat_n(0.0_f32, n_padding));
-        }
-        let ids = Tensor::from_vec(ids, shape, &Device::Cpu)?;
-        let mask = Tensor::from_vec(mask, shape, &Device::Cpu)?;
-        // [n_texts, n_pieces, dim]
-        let states = self.network.forward(&ids, &ids.zeros_like()?, Some(&mask))?;
-        let sums = states.broadcast_mul(&mask.unsqueeze(2)?)?.sum(1)?;
-        let means = sums.broadcast_div(&mask.sum_keepdim(1)?)?;
-        Ok(means.to_vec2::<f32>()?.into_iter().map(to_unit_length).collect())
-    }
 }
 
 fn to_unit_length(mut vector: Vec<f32>) -> Vec<f32> {
@@ -124,24 +117,19 @@ fn to_unit_length(mut vector: Vec<f32>) -> Vec<f32> {
     vector
 }
 
-/// Splits texts, sorted by length, where padding would waste more than a fifth of the work or a
-/// batch would grow too large; every batch has at least one text.
-fn batches(sorted: &[Encoded]) -> Vec<&[Encoded]> {
-    let mut batches = Vec::new();
-    let mut start = 0;
-    let mut n_real = 0;
-    for (end, encoded) in sorted.iter().enumerate() {
-        let n_texts = end - start + 1;
-        let n_padded = n_texts * encoded.pieces.len();
-        let wasteful = (n_padded - n_real - encoded.pieces.len()) * 5 > n_padded;
-        if n_texts > 1 && (n_texts > BATCH_TEXTS || n_padded > BATCH_PIECES || wasteful) {
-            batches.push(&sorted[start..end]);
-            (start, n_real) = (end, 0);
-        }
-        n_real += encoded.pieces.len();
-    }
-    if start < sorted.len() {
-        batches.push(&sorted[start..]);
+/// Splits texts where a batch would grow too large; every batch has at least one text.
+fn batches(texts: &[Encoded]) -> Vec<&[Encoded]> {
+    let (mut batches, mut rest) = (Vec::new(), texts);
+    while !rest.is_empty() {
+        let mut n_pieces = 0;
+        let fits = |encoded: &&Encoded| {
+            n_pieces += encoded.pieces.len();
+            n_pieces <= BATCH_PIECES
+        };
+        let n_texts = rest.iter().take_while(fits).count().max(1);
+        let (batch, others) = rest.split_at(n_texts);
+        batches.push(batch);
+        rest = others;
     }
     batches
 }
@@ -162,20 +150,19 @@ impl Embedder for MiniLm {
     }
 
     fn dim(&self) -> usize {
-        self.dim
+        self.network.dim()
     }
 
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let n_texts = texts.len();
         let mut encoded = self.encode(texts)?;
+        // Those of a batch have room for the longest of them.
         encoded.sort_by_key(|encoded| encoded.pieces.len());
         let mut embeddings = vec![Vec::new(); n_texts];
         for batch in batches(&encoded) {
-            let embedded = self.forward(batch).map_err(|source| EmbedError::Forward {
-                n_texts: batch.len(),
-                source: Box::new(source),
-            })?;
-            for (Encoded { text, .. }, embedding) in batch.iter().zip(embedded) {
+            let pieces: Vec<&[u32]> = batch.iter().map(|encoded| &encoded.pieces[..]).collect();
+            for (Encoded { text, .. }, mean) in batch.iter().zip(self.network.means(&pieces)) {
+                let embedding = to_unit_length(mean);
                 if !embedding.iter().all(|c| c.is_finite()) {
                     return Err(EmbedError::NotFinite { text: *text, n_texts });
                 }
@@ -190,22 +177,19 @@ impl Embedder for MiniLm {
 mod tests {
     use super::*;
 
-    fn lengths_of_batches(lengths: &[usize]) -> Vec<Vec<usize>> {
-        let encoded: Vec<Encoded> =
-            lengths.iter().map(|&n| Encoded { text: 0, pieces: vec![0; n] }).collect();
-        let batches = batches(&encoded);
-        batches.iter().map(|batch| batch.iter().map(|e| e.pieces.len()).collect()).collect()
-    }
-
     #[test]
-    fn batches_waste_little_and_stay_small() {
-        assert!(lengths_of_batches(&[]).is_empty());
-        assert_eq!(lengths_of_batches(&[10, 11, 12, 40, 41]), [vec![10, 11, 12], vec![40, 41]]);
+    fn batches_stay_small_and_have_every_text_once() {
         let sizes = |lengths: &[usize]| -> Vec<usize> {
-            lengths_of_batches(lengths).iter().map(Vec::len).collect()
+            let encode = |(text, &n)| Encoded { text, pieces: vec![0; n] };
+            let encoded: Vec<Encoded> = lengths.iter().enumerate().map(encode).collect();
+            let batches = batches(&encoded);
+            assert!(batches.concat().iter().map(|e| e.text).eq(0..lengths.len()));
+            batches.iter().map(|batch| batch.len()).collect()
         };
-        assert_eq!(sizes(&[20; 70]), [32, 32, 6]);
-        assert_eq!(sizes(&[256; 33]), [16, 16, 1]);
-        assert_eq!(sizes(&[5000, 5000]), [1, 1]);
+        assert!(sizes(&[]).is_empty());
+        assert_eq!(sizes(&[20; 120]), [102, 18]);
+        assert_eq!(sizes(&[256; 17]), [8, 8, 1]);
+        assert_eq!(sizes(&[5000, 5000, 3]), [1, 1, 1]);
+        assert_eq!(sizes(&[2048, 1]), [1, 1]);
     }
 }

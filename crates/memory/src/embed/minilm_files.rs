@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
-use candle_transformers::models::bert::{BertModel, Config};
+use everstream_kernels::{Arena, PackedMatrix, WeightType, dequantize};
+use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::EmbedError;
+use super::bert::{Bert, Layer, Linear, Norm};
+use super::minilm::MiniLmOptions;
 
 const MIB: u64 = 1 << 20;
 /// The largest BERT encoder in use has 1.3 GB of f32 weights.
@@ -18,6 +19,23 @@ const MAX_CONFIG_BYTES: u64 = MIB;
 
 /// What all-MiniLM-L6-v2's `sentence_bert_config.json` says, for folders without that file.
 const DEFAULT_MAX_PIECES: usize = 256;
+
+/// `config.json`, as far as it decides what the network computes.
+#[derive(Deserialize)]
+pub(super) struct Config {
+    pub(super) hidden_size: usize,
+    pub(super) vocab_size: usize,
+    #[serde(default)]
+    pub(super) pad_token_id: usize,
+    num_attention_heads: usize,
+    num_hidden_layers: usize,
+    intermediate_size: usize,
+    max_position_embeddings: usize,
+    type_vocab_size: usize,
+    layer_norm_eps: f32,
+    hidden_act: String,
+    position_embedding_type: Option<String>,
+}
 
 #[derive(Deserialize)]
 struct SentenceConfig {
@@ -40,7 +58,7 @@ impl<'a> ModelFiles<'a> {
         Self { dir }
     }
 
-    /// `config.json`, with the numbers checked that candle divides by or indexes with.
+    /// `config.json`, with the numbers checked that the network divides by or indexes with.
     pub(super) fn config(&self) -> Result<Config, EmbedError> {
         let path = self.dir.join("config.json");
         let config: Config = read_json(&path)?;
@@ -64,6 +82,30 @@ impl<'a> ModelFiles<'a> {
             let (field, found) = ("num_attention_heads", config.num_attention_heads);
             let expected = "a divisor of hidden_size";
             return Err(EmbedError::Setting { path, field, found, expected });
+        }
+        // Kernels take components sixteen at a time.
+        for (field, found) in [
+            ("hidden_size / num_attention_heads", config.hidden_size / config.num_attention_heads),
+            ("intermediate_size", config.intermediate_size),
+        ] {
+            if !found.is_multiple_of(16) {
+                return Err(EmbedError::Setting {
+                    path,
+                    field,
+                    found,
+                    expected: "a multiple of 16",
+                });
+            }
+        }
+        let positions = config.position_embedding_type.as_deref().unwrap_or("absolute");
+        for (field, found, expected) in [
+            ("hidden_act", config.hidden_act.as_str(), "gelu"),
+            ("position_embedding_type", positions, "absolute"),
+        ] {
+            if found != expected {
+                let found = found.to_owned();
+                return Err(EmbedError::Unsupported { path, field, found, expected });
+            }
         }
         Ok(config)
     }
@@ -114,14 +156,112 @@ impl<'a> ModelFiles<'a> {
         Ok(tokenizer)
     }
 
-    /// The network. Its weights are read into RAM and not mapped: a file that changes underneath
-    /// a map would be undefined behaviour, and 90 MB are read in a moment.
-    pub(super) fn network(&self, config: &Config) -> Result<BertModel, EmbedError> {
+    /// The network, for texts of up to `max_pieces`. Its weights are read into RAM and not mapped: a file
+    /// that changes underneath a map would be undefined behaviour, and 90 MB are read in a moment.
+    pub(super) fn network(
+        &self,
+        config: &Config,
+        max_pieces: usize,
+        options: MiniLmOptions,
+    ) -> Result<Bert, EmbedError> {
         let path = self.dir.join("model.safetensors");
         let bytes = read(&path, MAX_WEIGHTS_BYTES)?;
-        VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)
-            .and_then(|weights| BertModel::load(weights, config))
-            .map_err(|source| EmbedError::Weights { path, source: Box::new(source) })
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|source| EmbedError::Weights { path: path.clone(), source })?;
+        let n_threads = options.n_threads;
+        let pool = everstream_kernels::Pool::new(n_threads)
+            .map_err(|source| EmbedError::Threads { n_threads, source })?;
+        let mut source = Source { path: &path, tensors, pool: &pool, arena: Arena::new() };
+        let (dim, inner, eps) =
+            (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let words =
+            source.vector("embeddings.word_embeddings.weight", &[config.vocab_size, dim])?;
+        let shape = [config.max_position_embeddings, dim];
+        let mut positions = source.vector("embeddings.position_embeddings.weight", &shape)?;
+        positions.truncate(max_pieces * dim);
+        let shape = [config.type_vocab_size, dim];
+        let types = source.vector("embeddings.token_type_embeddings.weight", &shape)?;
+        for position in positions.chunks_exact_mut(dim) {
+            everstream_kernels::add_assign(position, &types[..dim]);
+        }
+        let norm = source.norm("embeddings.LayerNorm", dim, eps)?;
+        let mut layer = |layer: usize| {
+            let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+            Ok(Layer {
+                query: source.linear(&name("attention.self.query"), [dim, dim])?,
+                key: source.linear(&name("attention.self.key"), [dim, dim])?,
+                value: source.linear(&name("attention.self.value"), [dim, dim])?,
+                attention_out: source.linear(&name("attention.output.dense"), [dim, dim])?,
+                attention_norm: source.norm(&name("attention.output.LayerNorm"), dim, eps)?,
+                inner: source.linear(&name("intermediate.dense"), [inner, dim])?,
+                outer: source.linear(&name("output.dense"), [dim, inner])?,
+                norm: source.norm(&name("output.LayerNorm"), dim, eps)?,
+            })
+        };
+        let layers =
+            (0..config.num_hidden_layers).map(&mut layer).collect::<Result<_, EmbedError>>()?;
+        let (isa, n_heads) = (options.isa, config.num_attention_heads);
+        Ok(Bert { isa, n_heads, words, positions, norm, layers, pool })
+    }
+}
+
+/// The weights of a file.
+struct Source<'a> {
+    path: &'a Path,
+    tensors: SafeTensors<'a>,
+    pool: &'a everstream_kernels::Pool,
+    arena: Arena,
+}
+
+impl Source<'_> {
+    /// The bytes of a tensor of this shape, and what they are.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(WeightType, &[u8]), EmbedError> {
+        let path = || self.path.to_owned();
+        // As BERT alone names them, or as a part of a larger model.
+        let tensor = self
+            .tensors
+            .tensor(name)
+            .or_else(|missing| self.tensors.tensor(&format!("bert.{name}")).map_err(|_| missing));
+        let tensor = tensor.map_err(|source| EmbedError::Weights { path: path(), source })?;
+        let ty = match tensor.dtype() {
+            Dtype::F32 => Some(WeightType::F32),
+            Dtype::F16 => Some(WeightType::F16),
+            Dtype::BF16 => Some(WeightType::BF16),
+            _ => None,
+        };
+        match ty {
+            Some(ty) if tensor.shape() == shape => Ok((ty, tensor.data())),
+            _ => Err(EmbedError::Tensor {
+                path: path(),
+                name: name.to_owned(),
+                found: tensor.shape().to_vec(),
+                ty: tensor.dtype(),
+                expected: shape.to_vec(),
+            }),
+        }
+    }
+
+    fn vector(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EmbedError> {
+        let (ty, bytes) = self.tensor(name, shape)?;
+        let mut numbers = vec![0.0; shape.iter().product()];
+        dequantize(ty, bytes, &mut numbers);
+        Ok(numbers)
+    }
+
+    fn norm(&self, name: &str, dim: usize, eps: f32) -> Result<Norm, EmbedError> {
+        let part = |part: &str| self.vector(&format!("{name}.{part}"), &[dim]);
+        Ok(Norm { weight: part("weight")?, bias: part("bias")?, eps })
+    }
+
+    fn linear(&mut self, name: &str, [rows, cols]: [usize; 2]) -> Result<Linear, EmbedError> {
+        let bias = self.vector(&format!("{name}.bias"), &[rows])?;
+        let mut arena = std::mem::take(&mut self.arena);
+        let (ty, bytes) = self.tensor(&format!("{name}.weight"), &[rows, cols])?;
+        let row_bytes = bytes.len() / rows;
+        let row = |i: usize| &bytes[i * row_bytes..][..row_bytes];
+        let weights = PackedMatrix::pack(ty, rows, cols, (&mut arena, self.pool), row)?;
+        self.arena = arena;
+        Ok(Linear { weights, bias })
     }
 }
 

@@ -3,6 +3,7 @@
 //! The encoder runs on the CPU, in the caller's thread, when the caller says so: between chunks or
 //! after an answer. A thread of its own would compete with decode for the same cores.
 
+mod bert;
 mod hash;
 mod minilm;
 mod minilm_files;
@@ -10,12 +11,13 @@ mod minilm_files;
 mod minilm_tests;
 
 use std::fmt::Debug;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
 pub use hash::HashEmbedder;
-pub use minilm::MiniLm;
+pub use minilm::{MiniLm, MiniLmOptions};
 
 /// Why a sentence encoder could not be opened or could not embed.
 #[derive(Debug, Error)]
@@ -68,13 +70,47 @@ pub enum EmbedError {
         /// Where it went wrong.
         source: tokenizers::Error,
     },
-    /// The weights cannot be read, or are not those that the configuration describes.
+    /// A setting asks for another network.
+    #[error("{}: {field} is {found:?}, but only {expected:?} is supported", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// The weights cannot be read, or one is missing.
     #[error("{}: not the weights of this sentence encoder", path.display())]
     Weights {
         /// The file.
         path: PathBuf,
         /// Where it went wrong.
-        source: Box<candle_core::Error>,
+        source: safetensors::SafeTensorError,
+    },
+    /// A tensor is not the one that the configuration describes.
+    #[error("{}: tensor {name} has shape {found:?} of {ty:?}, expected {expected:?} of F32, F16 or BF16", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Its type.
+        ty: safetensors::Dtype,
+        /// The shape that it should have.
+        expected: Vec<usize>,
+    },
+    /// The system refuses threads to compute with.
+    #[error("cannot start {n_threads} threads for the sentence encoder")]
+    Threads {
+        /// How many were asked for.
+        n_threads: NonZeroUsize,
+        /// What the system says.
+        source: std::io::Error,
     },
     /// A text could not be split into word pieces.
     #[error("cannot split text {text} of {n_texts} into word pieces")]
@@ -85,14 +121,6 @@ pub enum EmbedError {
         n_texts: usize,
         /// Where it went wrong.
         source: tokenizers::Error,
-    },
-    /// The network failed.
-    #[error("cannot run the sentence encoder over {n_texts} texts")]
-    Forward {
-        /// Texts in the batch.
-        n_texts: usize,
-        /// Where it went wrong.
-        source: Box<candle_core::Error>,
     },
     /// An embedding is not a number: the weights are damaged.
     #[error("the embedding of text {text} of {n_texts} is not finite: are the weights damaged?")]
