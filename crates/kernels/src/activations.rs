@@ -77,6 +77,7 @@ impl Activations {
         &self.rows[i]
     }
 
+    #[inline]
     pub(crate) fn row_f32(&self, i: usize) -> &[f32] {
         &self.x[i * self.cols..][..self.cols]
     }

@@ -99,6 +99,9 @@ pub struct Attention<'a, E> {
     pub score_cap: Option<f32>,
     /// Added to scores, capped ones too.
     pub biases: Option<Biases<'a>>,
+    /// Whether keys and values are likely in no cache of the CPU, as those of a single token are: then
+    /// they are asked for ahead of time. Changes no bit.
+    pub are_cold: bool,
     /// The two forms of the query, by [`QueryForm`], scaled as scores are to be: each
     /// `[n_query_heads, head_dim]`.
     pub queries: [&'a [f32]; 2],
@@ -269,7 +272,9 @@ impl<E: Element> Heads<'_, '_, E> {
                 // has `dim` numbers, and `at + (last - first)` stays within the stride.
                 unsafe {
                     let keys = self.a.keys.as_ptr().add(tile * TILE * dim);
-                    prefetch::<S, E>(keys.wrapping_add(TILE * dim), TILE * dim);
+                    if self.a.are_cold {
+                        prefetch::<S, E>(keys.wrapping_add(TILE * dim), TILE * dim);
+                    }
                     let sums = scores_of_tile::<S, E, H>(keys, query, dim);
                     for h in 0..H {
                         let to = self.scores.as_mut_ptr().add(h * self.stride + at);
@@ -299,7 +304,9 @@ impl<E: Element> Heads<'_, '_, E> {
             for span in self.a.spans {
                 let mut value = self.a.values.as_ptr().add(span.first * head_dim + dim);
                 for _ in 0..span.len {
-                    prefetch::<S, E>(value.wrapping_add(ROWS_AHEAD * head_dim), V * LANES);
+                    if self.a.are_cold {
+                        prefetch::<S, E>(value.wrapping_add(ROWS_AHEAD * head_dim), V * LANES);
+                    }
                     for v in 0..V {
                         let x = E::load16::<S>(value.add(v * LANES));
                         for h in 0..H {
@@ -455,7 +462,9 @@ mod tests {
         // They begin and end in the middle of spans.
         let biases = Biases { first: 2, len: 20, values: &values_of_biases };
         let biases = Some(biases).filter(|_| dim == 64);
-        let a = Attention { keys, values, head_dim: dim, spans, score_cap, biases, queries };
+        let are_cold = true;
+        let a =
+            Attention { keys, values, head_dim: dim, spans, score_cap, biases, are_cold, queries };
         let mut expected = vec![0.0; n_heads * dim];
         let mut masses = vec![f32::NAN; n_heads];
         attend_measured(Isa::scalar(), &a, &mut Vec::new(), &mut expected, &mut masses);
@@ -474,7 +483,7 @@ mod tests {
             // A head alone gives the bits it gives in company.
             let one = [&queries[0][..dim], &queries[1][..dim]];
             let biases = biases.map(|b| Biases { values: &b.values[..b.len], ..b });
-            let alone = Attention { queries: one, biases, ..a };
+            let alone = Attention { queries: one, biases, are_cold: !are_cold, ..a };
             attend(isa, &alone, &mut Vec::new(), &mut out[..dim]);
             assert_eq!(out[..dim], expected[..dim], "{isa}");
         }

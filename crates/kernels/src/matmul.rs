@@ -184,17 +184,17 @@ impl Groups<'_> {
     #[inline(always)]
     unsafe fn floats<S: Simd, E: crate::simd::Element>(&self) {
         let n = self.x.n_rows;
-        let panel = PANEL_BYTES / (4 * self.weights.cols).max(1) / 12 * 12;
-        let panel = panel.max(12);
+        let panel = PANEL_BYTES / (4 * self.weights.cols).max(1) / 24 * 24;
+        let panel = panel.max(24);
         for first in (0..n).step_by(panel) {
             let last = n.min(first + panel);
             for group in self.from..self.to {
                 let mut row = first;
                 // SAFETY: rows and group are in range; see `float_tile`.
                 unsafe {
-                    while S::REGISTERS == 32 && row + 12 <= last {
-                        self.float_tile::<S, E, 12>(group, row);
-                        row += 12;
+                    while S::REGISTERS == 32 && row + 8 <= last {
+                        self.float_tile::<S, E, 8>(group, row);
+                        row += 8;
                     }
                     while row + 3 <= last {
                         self.float_tile::<S, E, 3>(group, row);

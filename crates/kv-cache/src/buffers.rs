@@ -35,6 +35,9 @@ pub struct QueryHeads<'a> {
     pub first: usize,
     /// The two forms of each, as [`Attention::queries`].
     pub forms: [&'a [f32]; 2],
+    /// Whether this is the only token of its sequence in a pass, so that no other has just brought keys
+    /// and values near: see [`Attention::are_cold`].
+    pub is_alone: bool,
 }
 
 /// Keys and values of one KV head of one layer, for all slots.
@@ -206,8 +209,9 @@ impl HeadBuffers {
         let biases = (len > 0).then_some(Biases { first, len, values });
         on_rows!(&self.store, rows => {
             let (keys, values, head_dim) = (&rows.keys[..], &rows.values[..], self.head_dim);
-            let queries = heads.forms;
-            let attention = Attention { keys, values, head_dim, spans, score_cap, biases, queries };
+            let (queries, are_cold) = (heads.forms, heads.is_alone);
+            let attention =
+                Attention { keys, values, head_dim, spans, score_cap, biases, are_cold, queries };
             attend(isa, &attention, scores, out);
         });
     }

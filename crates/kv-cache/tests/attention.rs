@@ -168,7 +168,7 @@ impl Run {
                 let forms = [&forms[0][..], &forms[1][..]];
                 let (_, heads) = self.cache.planned(layer);
                 let spans = if layer == 1 { &row.sliding_spans } else { &row.spans };
-                let queries = QueryHeads { first: 0, forms };
+                let queries = QueryHeads { first: 0, forms, is_alone: false };
                 heads[kv_head].attend(
                     Isa::detect(),
                     spans,

@@ -72,7 +72,7 @@ fn read(cache: &mut KvCache, n_tokens: usize, n_kinds: usize) -> Vec<f32> {
             queries.chunks_exact(DIM).flat_map(|q| rotated(position.0 as usize, q)).collect()
         });
         let forms = [&forms[0][..], &forms[1][..]];
-        let queries = QueryHeads { first: 0, forms };
+        let queries = QueryHeads { first: 0, forms, is_alone: false };
         heads[0].attend(Isa::detect(), &row.spans, None, queries, &mut Vec::new(), &mut out);
         cache.commit();
     }

@@ -382,11 +382,9 @@ impl Model {
                 let (row, head) = (task / tasks_per_row, task % tasks_per_row * heads_per_task);
                 let at = (first + row) * q_dim + head * hd;
                 let forms = [0, 1].map(|form: usize| &queries[form][at..at + task_dim]);
-                let row = &rows[row];
-                let spans = if is_sliding { &row.sliding_spans } else { &row.spans };
-                let (heads, buffers) =
-                    (QueryHeads { first: head % group, forms }, &buffers[head / group]);
-                buffers.attend(self.isa, spans, c.attention_cap, heads, scores, out);
+                let spans = if is_sliding { &rows[row].sliding_spans } else { &rows[row].spans };
+                let heads = QueryHeads { first: head % group, forms, is_alone: rows.len() == 1 };
+                buffers[head / group].attend(self.isa, spans, c.attention_cap, heads, scores, out);
             });
             first += rows.len();
             out = rest;

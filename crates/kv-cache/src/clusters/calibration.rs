@@ -322,6 +322,7 @@ impl Rows {
                 spans,
                 score_cap: compute.score_cap,
                 biases,
+                are_cold: false,
                 queries,
             };
             attend_measured(compute.isa, &attention, scores, &mut out, &mut log_masses);

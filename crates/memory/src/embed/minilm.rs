@@ -14,7 +14,7 @@ use super::{EmbedError, Embedder};
 
 /// Word pieces that go through the network together, unless a text alone has more: states and products
 /// take some 12 KB a piece.
-const BATCH_PIECES: usize = 2048;
+const BATCH_PIECES: usize = 512;
 
 /// How an encoder computes.
 #[derive(Clone, Copy, Debug)]
@@ -187,9 +187,9 @@ mod tests {
             batches.iter().map(|batch| batch.len()).collect()
         };
         assert!(sizes(&[]).is_empty());
-        assert_eq!(sizes(&[20; 120]), [102, 18]);
-        assert_eq!(sizes(&[256; 17]), [8, 8, 1]);
+        assert_eq!(sizes(&[20; 30]), [25, 5]);
+        assert_eq!(sizes(&[256; 5]), [2, 2, 1]);
         assert_eq!(sizes(&[5000, 5000, 3]), [1, 1, 1]);
-        assert_eq!(sizes(&[2048, 1]), [1, 1]);
+        assert_eq!(sizes(&[512, 1]), [1, 1]);
     }
 }

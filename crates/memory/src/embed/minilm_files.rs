@@ -201,7 +201,8 @@ impl<'a> ModelFiles<'a> {
         let layers =
             (0..config.num_hidden_layers).map(&mut layer).collect::<Result<_, EmbedError>>()?;
         let (isa, n_heads) = (options.isa, config.num_attention_heads);
-        Ok(Bert { isa, n_heads, words, positions, norm, layers, pool })
+        let workspace = std::sync::Mutex::default();
+        Ok(Bert { isa, n_heads, words, positions, norm, layers, pool, workspace })
     }
 }
 
