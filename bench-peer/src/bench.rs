@@ -1,13 +1,15 @@
-//! `bench`: tokens per second of both sides, measured in turn.
+//! `bench`: tokens per second of all sides, measured in turn.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
+use everstream_kernels::Isa;
+use everstream_kv_cache::KvType;
 use everstream_model::SpecialTokens;
 
-use crate::sides::{self, Everstream, FlashAttention, LlamaCpp, Shape, Stream};
+use crate::sides::{self, Candle, Everstream, FlashAttention, LlamaCpp, Shape, Stream};
 use crate::{file_name, machine};
 
 /// What both read.
@@ -16,7 +18,7 @@ const TEXT: &str = include_str!("../../examples/chronicle.txt");
 const WARM_UP_TOKENS: (usize, usize) = (64, 8);
 /// Threads of a side spin for some milliseconds after its last job; the other side waits for that.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Of the largest logit. Both sides round to 8 bits, which moves logits by a few hundredths; two
+/// Of the largest logit. All sides round to 8 bits, which moves logits by a few hundredths; two
 /// sides that compute something else are an order of magnitude apart.
 const MAX_DEVIATION: f32 = 0.25;
 
@@ -34,7 +36,13 @@ pub(crate) struct Args {
     /// Tokens read one by one after them.
     #[arg(long, default_value_t = 64)]
     decode: usize,
-    /// Rounds; in each, both sides prefill and decode once.
+    /// Everstream's instruction set: avx2 needs a build for it, see `machine::require_native`.
+    #[arg(long)]
+    isa: Option<String>,
+    /// Leave candle out.
+    #[arg(long)]
+    no_candle: bool,
+    /// Rounds; in each, every side prefills and decodes once.
     #[arg(long, default_value_t = 5)]
     repetitions: usize,
     /// llama.cpp's attention.
@@ -43,25 +51,35 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    machine::require_native()?;
+    let isa = match &args.isa {
+        Some(name) => Isa::by_name(name).context("this CPU has no such instruction set")?,
+        None => Isa::detect(),
+    };
+    machine::require_native(isa)?;
     if args.prompt == 0 || args.decode == 0 || args.repetitions == 0 {
         bail!("--prompt, --decode and --repetitions must be at least 1");
     }
-    let rows: Vec<Row> = args.models.iter().map(|m| measure(m, args)).collect::<Result<_, _>>()?;
-    describe(args, &rows);
-    println!(
-        "| model | prefill, Everstream | prefill, llama.cpp | ratio | decode, Everstream | decode, \
-         llama.cpp | ratio |\n|---|---|---|---|---|---|---|"
-    );
-    for row in &rows {
-        let [prefill, decode] = [&row.prefill, &row.decode].map(Pairs::cells);
-        println!("| {} | {prefill} | {decode} |", row.model);
+    rayon::ThreadPoolBuilder::new().num_threads(args.threads.get()).build_global()?;
+    let rows = args.models.iter().map(|model| measure(model, args, isa));
+    let rows: Vec<Row> = rows.collect::<Result<_, _>>()?;
+    describe(args, isa, &rows);
+    for (phase, of) in [("prefill", 0), ("decode", 1)] {
+        print!("| {phase} | Everstream");
+        for name in &rows[0].peers {
+            print!(" | {name} | ratio");
+        }
+        println!("{}", if of == 1 { " | share of the limit | GB/s |" } else { " |" });
+        println!("|---{}|", "|---".repeat(1 + 2 * rows[0].peers.len() + 2 * of));
+        for row in &rows {
+            println!("| {} {}", row.model, row.cells(of));
+        }
+        println!();
     }
     Ok(())
 }
 
 /// All that a reader needs to repeat the measurement.
-fn describe(args: &Args, rows: &[Row]) {
+fn describe(args: &Args, isa: Isa, rows: &[Row]) {
     let Args { threads, prompt, decode, repetitions, .. } = args;
     let version = machine::locked_version;
     let openmp = if cfg!(feature = "openmp") { "OpenMP" } else { "its own threads" };
@@ -70,7 +88,7 @@ fn describe(args: &Args, rows: &[Row]) {
         "- Everstream {}, commit {}, instruction set {}, policy sink, chunks of {prompt}",
         version("everstream-model"),
         machine::COMMIT,
-        rows.first().map_or("unknown", |row| row.isa),
+        isa.name(),
     );
     println!(
         "- llama.cpp through llama-cpp-2 {} (llama-cpp-sys-2 {}), static, {openmp}, flash attention \
@@ -79,19 +97,24 @@ fn describe(args: &Args, rows: &[Row]) {
         version("llama-cpp-sys-2"),
         format!("{:?}", args.flash_attention).to_lowercase(),
     );
+    println!("- candle {}, keys and values in f32", version("candle-transformers"));
     println!(
-        "- both: `-C target-cpu=native` ({}), {threads} threads, keys and values in f16, the same \
-         tokens",
+        "- all: compiled for {}, {threads} threads, keys and values in f16 unless said, the same tokens",
         machine::compiled().join(" ")
     );
     println!(
         "- {prompt} tokens at once, then {decode} one by one; tokens per second, median (min..max) \
-         of {repetitions} rounds in which both sides take turns; ratio: of the medians (min..max \
+         of {repetitions} rounds in which the sides take turns; ratio: of the medians (min..max \
          of the rounds)"
+    );
+    println!(
+        "- limit: the speed at which Everstream's threads read all weights and do nothing with them \
+         (GB/s, before and after each decoding), over the bytes of weights, keys and values of a token"
     );
     for row in rows {
         println!(
-            "- {}: after the prompt the logits of both differ by at most {:.1} % of the largest",
+            "- {}: after the prompt the logits of Everstream and llama.cpp differ by at most {:.1} % of the \
+             largest",
             row.model,
             100.0 * row.deviation
         );
@@ -101,14 +124,38 @@ fn describe(args: &Args, rows: &[Row]) {
 
 struct Row {
     model: String,
-    isa: &'static str,
-    prefill: Pairs,
-    decode: Pairs,
+    /// Who is compared with.
+    peers: Vec<&'static str>,
+    /// Tokens per second of prefilling and of decoding: of each side, ours first, round by round.
+    speeds: [Vec<Vec<f64>>; 2],
+    /// The limit that was reached, and bytes per second that could be read.
+    share: Vec<f64>,
+    bandwidth: Vec<f64>,
     deviation: f32,
 }
 
-fn measure(path: &Path, args: &Args) -> anyhow::Result<Row> {
-    let model = sides::open_everstream(path, args.threads)?;
+impl Row {
+    /// The cells behind the model's name.
+    fn cells(&self, phase: usize) -> String {
+        let [ours, peers @ ..] = &self.speeds[phase][..] else { return String::new() };
+        let mut cells = format!("| {} ", spread(ours, 1));
+        for theirs in peers {
+            let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
+            let ratios = sorted(&ratios);
+            let ratio = median(&sorted(ours)) / median(&sorted(theirs));
+            let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+            cells += &format!("| {} | {ratio:.2} ({least:.2}..{most:.2}) ", spread(theirs, 1));
+        }
+        if phase == 1 {
+            let bandwidth: Vec<f64> = self.bandwidth.iter().map(|b| b / 1e9).collect();
+            cells += &format!("| {} | {} ", spread(&self.share, 2), spread(&bandwidth, 0));
+        }
+        cells + "|"
+    }
+}
+
+fn measure(path: &Path, args: &Args, isa: Isa) -> anyhow::Result<Row> {
+    let model = sides::open_everstream(path, args.threads, isa)?;
     let peer = LlamaCpp::open(path)?;
     let shape = Shape {
         n_threads: args.threads,
@@ -123,23 +170,48 @@ fn measure(path: &Path, args: &Args) -> anyhow::Result<Row> {
     );
     let (prompt, decoded) = tokens[..shape.max_tokens].split_at(args.prompt);
     let mut ours = Everstream::new(&model, shape)?;
-    let mut theirs = peer.stream(shape, args.flash_attention)?;
-    let warm_up = (&prompt[..prompt.len().min(WARM_UP_TOKENS.0)], WARM_UP_TOKENS.1);
-    round(&mut ours, warm_up.0, &decoded[..decoded.len().min(warm_up.1)])?;
-    round(&mut theirs, warm_up.0, &decoded[..decoded.len().min(warm_up.1)])?;
-
-    let (mut prefill, mut decode) = (Pairs::default(), Pairs::default());
-    let mut deviation = 0.0f32;
-    for _ in 0..args.repetitions {
-        let a = round(&mut ours, prompt, decoded)?;
-        let b = round(&mut theirs, prompt, decoded)?;
-        prefill.push(a.prefill, b.prefill);
-        decode.push(a.decode, b.decode);
-        deviation = deviation.max(compare(&a.logits, &b.logits));
-        ensure!(deviation < MAX_DEVIATION, "the two sides compute different things: {deviation}");
+    let mut peers: Vec<(&'static str, Box<dyn Stream + '_>)> =
+        vec![("llama.cpp", Box::new(peer.stream(shape, args.flash_attention)?))];
+    if !args.no_candle {
+        peers.push(("candle", Box::new(Candle::open(path)?)));
     }
-    let isa = model.isa().name();
-    Ok(Row { model: file_name(path), isa, prefill, decode, deviation })
+    let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS.0)];
+    let warm_up = (warm_up, &decoded[..decoded.len().min(WARM_UP_TOKENS.1)]);
+    round(&mut ours, warm_up.0, warm_up.1)?;
+    for (_, peer) in &mut peers {
+        round(peer.as_mut(), warm_up.0, warm_up.1)?;
+    }
+
+    let n_visible = args.prompt + args.decode / 2;
+    let bytes = (model.weight_bytes() + model.kv_bytes(n_visible, KvType::F16)) as f64;
+    let mut row = Row {
+        model: file_name(path),
+        peers: peers.iter().map(|(name, _)| *name).collect(),
+        speeds: [0, 1].map(|_| vec![Vec::new(); 1 + peers.len()]),
+        share: Vec::new(),
+        bandwidth: Vec::new(),
+        deviation: 0.0,
+    };
+    for _ in 0..args.repetitions {
+        let before = model.read_bandwidth();
+        let a = round(&mut ours, prompt, decoded)?;
+        let bandwidth = f64::midpoint(before, model.read_bandwidth());
+        row.share.push(a.decode * bytes / bandwidth);
+        row.bandwidth.push(bandwidth);
+        row.speeds[0][0].push(a.prefill);
+        row.speeds[1][0].push(a.decode);
+        for (i, (name, peer)) in peers.iter_mut().enumerate() {
+            let b = round(peer.as_mut(), prompt, decoded)?;
+            row.speeds[0][1 + i].push(b.prefill);
+            row.speeds[1][1 + i].push(b.decode);
+            let deviation = compare(&a.logits, &b.logits);
+            ensure!(deviation < MAX_DEVIATION, "{name} computes something else: {deviation}");
+            if i == 0 {
+                row.deviation = row.deviation.max(deviation);
+            }
+        }
+    }
+    Ok(row)
 }
 
 /// What one side did in one round.
@@ -176,36 +248,11 @@ fn compare(a: &[f32], b: &[f32]) -> f32 {
     difference / largest
 }
 
-/// Speeds of both sides, round by round.
-#[derive(Default)]
-struct Pairs {
-    ours: Vec<f64>,
-    theirs: Vec<f64>,
-}
-
-impl Pairs {
-    fn push(&mut self, ours: f64, theirs: f64) {
-        self.ours.push(ours);
-        self.theirs.push(theirs);
-    }
-
-    /// Three cells of the table.
-    fn cells(&self) -> String {
-        let ratios: Vec<f64> = self.ours.iter().zip(&self.theirs).map(|(a, b)| a / b).collect();
-        let (ours, theirs, ratios) = (sorted(&self.ours), sorted(&self.theirs), sorted(&ratios));
-        format!(
-            "{:.1} ({:.1}..{:.1}) | {:.1} ({:.1}..{:.1}) | {:.2} ({:.2}..{:.2})",
-            median(&ours),
-            ours[0],
-            ours[ours.len() - 1],
-            median(&theirs),
-            theirs[0],
-            theirs[theirs.len() - 1],
-            median(&ours) / median(&theirs),
-            ratios[0],
-            ratios[ratios.len() - 1],
-        )
-    }
+/// Median (smallest..largest).
+fn spread(values: &[f64], digits: usize) -> String {
+    let sorted = sorted(values);
+    let (least, most) = (sorted[0], sorted[sorted.len() - 1]);
+    format!("{:.digits$} ({least:.digits$}..{most:.digits$})", median(&sorted))
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {
@@ -222,7 +269,7 @@ fn median(sorted: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pairs, compare, median};
+    use super::{Row, compare, median};
 
     #[test]
     fn the_median_is_in_the_middle() {
@@ -233,8 +280,18 @@ mod tests {
 
     #[test]
     fn a_row_has_medians_and_extremes() {
-        let pairs = Pairs { ours: vec![4.0, 2.0, 3.0], theirs: vec![2.0, 2.0, 1.0] };
-        assert_eq!(pairs.cells(), "3.0 (2.0..4.0) | 2.0 (1.0..2.0) | 1.50 (1.00..3.00)");
+        let speeds = vec![vec![4.0, 2.0, 3.0], vec![2.0, 2.0, 1.0]];
+        let row = Row {
+            model: "m".to_owned(),
+            peers: vec!["p"],
+            speeds: [speeds.clone(), speeds],
+            share: vec![0.5, 0.75, 1.0],
+            bandwidth: vec![4e10, 5e10, 6e10],
+            deviation: 0.0,
+        };
+        let cells = "| 3.0 (2.0..4.0) | 2.0 (1.0..2.0) | 1.50 (1.00..3.00) |";
+        assert_eq!(row.cells(0), cells);
+        assert_eq!(row.cells(1), format!("{cells} 0.75 (0.50..1.00) | 50 (40..60) |"));
     }
 
     #[test]

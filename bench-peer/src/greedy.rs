@@ -29,7 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    machine::require_native()?;
+    machine::require_native(everstream_kernels::Isa::detect())?;
     let peer = LlamaCpp::open(&args.model)?;
     let name = match &args.name {
         Some(name) => name.clone(),

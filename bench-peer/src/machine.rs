@@ -1,6 +1,7 @@
 //! What a measurement must name besides the model: CPU, system, compiled instructions, versions.
 
 use anyhow::bail;
+use everstream_kernels::Isa;
 
 /// The commit of Everstream, or `unknown`.
 pub(crate) const COMMIT: &str = env!("EVERSTREAM_COMMIT");
@@ -45,14 +46,23 @@ features!(
     "avx512bf16"
 );
 
-/// Refuses a build that would not show what llama.cpp can do here.
-pub(crate) fn require_native() -> anyhow::Result<()> {
+/// Refuses a build that would not show what the others can do here with `isa`.
+pub(crate) fn require_native(isa: Isa) -> anyhow::Result<()> {
     #[cfg(target_arch = "x86_64")]
-    if compiled() != available() {
-        bail!(
-            "this program was not compiled for this CPU, so llama.cpp would be slow: call cargo \
-             inside bench-peer/, whose .cargo/config.toml sets -C target-cpu=native"
-        );
+    {
+        let is_wide = compiled().iter().any(|name| name.starts_with("avx512"));
+        match isa.name() {
+            "avx2" if is_wide || !compiled().contains(&"avx2") => bail!(
+                "this program was not compiled for AVX2: call RUSTFLAGS='-C target-cpu=x86-64-v3' \
+                 cargo build --release --target-dir target/v3 inside bench-peer/"
+            ),
+            "avx2" => {}
+            _ if compiled() != available() => bail!(
+                "this program was not compiled for this CPU, so llama.cpp would be slow: call cargo \
+                 inside bench-peer/, whose .cargo/config.toml sets -C target-cpu=native"
+            ),
+            _ => {}
+        }
     }
     if cfg!(debug_assertions) {
         bail!("this is a debug build: add --release");

@@ -1,10 +1,15 @@
-//! The two engines behind one small trait: read tokens, get the logits of the last.
+//! The engines behind one small trait: read tokens, get the logits of the last.
 
+use std::io::BufReader;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
+use candle_core::quantized::gguf_file;
+use candle_core::{Device, Tensor};
+use candle_transformers::models::{quantized_llama, quantized_qwen2};
+use everstream_kernels::Isa;
 use everstream_kv_cache::{KvCache, SinkWindow};
 use everstream_model::{Model, ModelOptions, Sequence, Workspace};
 use llama_cpp_2::context::LlamaContext;
@@ -15,7 +20,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
-/// One stream of one engine; keys and values in f16.
+/// One stream of one engine; keys and values in f16, candle's in f32.
 pub(crate) trait Stream {
     /// Forgets everything.
     fn clear(&mut self) -> anyhow::Result<()>;
@@ -54,8 +59,12 @@ pub(crate) struct Everstream<'m> {
 }
 
 /// Opens a model with Everstream.
-pub(crate) fn open_everstream(path: &Path, n_threads: NonZeroUsize) -> anyhow::Result<Model> {
-    Ok(Model::open(path, ModelOptions { n_threads, ..Default::default() })?)
+pub(crate) fn open_everstream(
+    path: &Path,
+    n_threads: NonZeroUsize,
+    isa: Isa,
+) -> anyhow::Result<Model> {
+    Ok(Model::open(path, ModelOptions { n_threads, isa, ..Default::default() })?)
 }
 
 impl<'m> Everstream<'m> {
@@ -171,5 +180,61 @@ impl Stream for LlamaCppStream<'_> {
         self.context.decode(&mut self.batch)?;
         // Waits until all is computed.
         Ok(self.context.get_logits_ith(i32::try_from(last)?))
+    }
+}
+
+/// candle's side: a model and its only stream.
+pub(crate) struct Candle {
+    network: Network,
+    /// Tokens read.
+    next: usize,
+    logits: Vec<f32>,
+}
+
+enum Network {
+    Llama(quantized_llama::ModelWeights),
+    Qwen2(quantized_qwen2::ModelWeights),
+}
+
+impl Candle {
+    /// Opens a model, on the CPU.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let mut file = BufReader::new(fs_err::File::open(path)?);
+        let content = gguf_file::Content::read(&mut file)?;
+        let architecture = content.metadata.get("general.architecture");
+        let architecture = architecture.context("no architecture")?.to_string()?.clone();
+        let device = &Device::Cpu;
+        let network = match architecture.as_str() {
+            "llama" => Network::Llama(quantized_llama::ModelWeights::from_gguf(
+                content, &mut file, device,
+            )?),
+            "qwen2" => Network::Qwen2(quantized_qwen2::ModelWeights::from_gguf(
+                content, &mut file, device,
+            )?),
+            other => bail!("candle is asked for llama and qwen2 only, not for {other}"),
+        };
+        Ok(Self { network, next: 0, logits: Vec::new() })
+    }
+}
+
+impl Stream for Candle {
+    fn clear(&mut self) -> anyhow::Result<()> {
+        match &mut self.network {
+            Network::Llama(network) => network.clear_kv_cache(),
+            Network::Qwen2(network) => network.clear_kv_cache(),
+        }
+        self.next = 0;
+        Ok(())
+    }
+
+    fn read(&mut self, tokens: &[u32]) -> anyhow::Result<&[f32]> {
+        let x = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+        let logits = match &mut self.network {
+            Network::Llama(network) => network.forward(&x, self.next)?,
+            Network::Qwen2(network) => network.forward(&x, self.next)?,
+        };
+        self.next += tokens.len();
+        self.logits = logits.squeeze(0)?.to_vec1()?;
+        Ok(&self.logits)
     }
 }
