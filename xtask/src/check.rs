@@ -24,6 +24,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         run_command(&mut command)
     })?;
     stage("tests", || cargo(&["test", "--workspace", "--all-features"]))?;
+    stage("benches", || {
+        // Whether they run: how fast is not a test.
+        cargo(&["test", "--package", "everstream-kernels", "--bench", "decode", "--", "--smoke"])
+    })?;
     stage("features alone", || {
         cargo(&["check", "--package", "everstream-hub", "--no-default-features"])?;
         cargo(&["check", "--workspace", "--all-targets"])

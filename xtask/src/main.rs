@@ -3,6 +3,7 @@
 //! `cargo xtask check` is the whole gate; CI calls nothing else. `cargo xtask soak` holds what takes
 //! longer. Neither installs system packages; `check` pulls the models that its tests need.
 
+mod bench_peer;
 mod check;
 mod chroma;
 mod clients;
@@ -18,6 +19,7 @@ usage: cargo xtask COMMAND
   check       formatting, lints, documentation, structure, licences, tests, tests on real models,
               clients of the server
   structure   the part of check that takes no time: invariants, file sizes, licences
+  bench-peer  speed beside llama.cpp and candle; needs cmake and libclang; writes docs/bench-peer.md
   soak        what takes longer: a million-token stream, tables of sinks and windows (without a name: a list)";
 
 fn main() -> ExitCode {
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["check"] => check::run(),
         ["structure"] => structure::check(),
+        ["bench-peer", rest @ ..] => bench_peer::run(rest),
         ["soak", rest @ ..] => soak::run(rest),
         _ => {
             eprintln!("{USAGE}");

@@ -51,7 +51,8 @@ pub(crate) fn pull() -> anyhow::Result<Models> {
     })
 }
 
-fn pull_one(name: &str) -> anyhow::Result<PathBuf> {
+/// Pulls a model; returns the path of its file.
+pub(crate) fn pull_one(name: &str) -> anyhow::Result<PathBuf> {
     let output = Command::new(built("everstream", Profile::Dev)?)
         .args(["pull", name, "--json"])
         .stderr(Stdio::inherit())

@@ -16,6 +16,8 @@ usage: cargo xtask soak NAME
   retrieval what is found of a task of `everstream eval`, by strategy; no model reads anything
   memory-speed
             keys and values put back against computed again; what remembering adds to reading
+  position-speed
+            a token's time at 1,000 tokens of a stream and at 1,000,000; takes 12 GB of disk
   search-speed
             exact and approximate search over N vectors
   clients   LangChain, LlamaIndex, llm, OpenAI's client for JavaScript; a conversation of 200 turns over a
@@ -28,6 +30,7 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
         ["sinks", rest @ ..] => example("sinks", rest),
         ["retrieval", rest @ ..] => example("retrieval", rest),
         ["memory-speed", rest @ ..] => example("memory_speed", rest),
+        ["position-speed", rest @ ..] => example("position_speed", rest),
         ["search-speed", rest @ ..] => example("search_speed", rest),
         ["clients"] => clients::soak(),
         ["tests"] => {

@@ -186,7 +186,7 @@ pub static TABLE: &[Entry] = &[
     },
     Entry {
         name: "gemma3-270m",
-        about: "Gemma 3 270M (base, without chat), Q4_K_M; its family cannot be run yet",
+        about: "Gemma 3 270M (base, without chat), Q4_K_M",
         kind: ModelKind::LanguageModel,
         licence: "Gemma Terms of Use",
         files: &[PinnedFile {
