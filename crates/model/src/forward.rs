@@ -167,14 +167,18 @@ impl Model {
                     Product { weights: &w.v, out: &mut ws.v },
                 ],
             );
-            if let Some([q, k, v]) = &w.bias {
-                ws.q.chunks_exact_mut(q.len()).for_each(|row| add_assign(row, q));
-                ws.k.chunks_exact_mut(k.len()).for_each(|row| add_assign(row, k));
-                ws.v.chunks_exact_mut(v.len()).for_each(|row| add_assign(row, v));
+            if let Some(biases) = &w.bias {
+                for (rows, bias) in [&mut ws.q, &mut ws.k, &mut ws.v].into_iter().zip(biases) {
+                    pool.for_each_chunk(rows, bias.len(), |_, row| add_assign(row, bias));
+                }
             }
-            if let Some([q, k]) = &w.qk_norm {
-                rms_norm_in_place(isa, &mut ws.q, q, c.norm_eps);
-                rms_norm_in_place(isa, &mut ws.k, k, c.norm_eps);
+            if let Some(norms) = &w.qk_norm {
+                let dims = [c.q_dim(), c.kv_dim()];
+                for ((rows, dim), norm) in [&mut ws.q, &mut ws.k].into_iter().zip(dims).zip(norms) {
+                    pool.for_each_chunk(rows, dim, |_, row| {
+                        rms_norm_in_place(isa, row, norm, c.norm_eps);
+                    });
+                }
             }
             ws.keep_queries(layer);
             self.keep_queries(ws, batch, layer);
@@ -305,11 +309,14 @@ impl Model {
 
     /// Adds what a half of a layer gives, or its norm, to the residual stream.
     fn add(&self, x: &mut [f32], delta: &mut [f32], norm: Option<&[f32]>) {
+        let (dim, eps) = (self.config.embedding_dim, self.config.norm_eps);
         if let Some(weight) = norm {
-            rms_norm_in_place(self.isa, delta, weight, self.config.norm_eps);
+            self.pool.for_each_chunk(delta, dim, |_, row| {
+                rms_norm_in_place(self.isa, row, weight, eps);
+            });
         }
         scale(delta, self.config.residual_scale);
-        add_assign(x, delta);
+        self.pool.for_each_chunk(x, dim, |row, x| add_assign(x, &delta[row * dim..][..dim]));
     }
 
     /// Shows each cache the queries of its rows.
