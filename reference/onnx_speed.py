@@ -90,11 +90,14 @@ def main():
             return answer["seconds"], np.array(answer["embeddings"], np.float32)
 
         pairs = []
-        for _ in range(ROUNDS + 1):
-            (a, x), (b, y) = ours(), theirs()
+        for i in range(ROUNDS + 1):
+            results = {}
+            for side in (ours, theirs) if i % 2 else (theirs, ours):
+                # Threads of a side spin for a moment after their work.
+                time.sleep(0.2)
+                results[side] = side()
+            (a, x), (b, y) = results[ours], results[theirs]
             pairs.append((a, b))
-            # Threads of a side spin for a moment after their work.
-            time.sleep(0.2)
         process.stdin.close()
     pieces = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     print(f"{TEXTS} texts, {np.mean(pieces):.1f} pieces each, {threads} threads, {ROUNDS} rounds")

@@ -12,11 +12,11 @@ use everstream_model::SpecialTokens;
 use crate::sides::{self, Candle, Everstream, FlashAttention, LlamaCpp, Shape, Stream};
 use crate::{file_name, machine};
 
-/// What both read.
+/// What all read.
 const TEXT: &str = include_str!("../../examples/chronicle.txt");
 /// Tokens that are read and decoded before anything is timed.
 const WARM_UP_TOKENS: (usize, usize) = (64, 8);
-/// Threads of a side spin for some milliseconds after its last job; the other side waits for that.
+/// Threads of a side spin for some milliseconds after its last job; the next side waits for that.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Of the largest logit. All sides round to 8 bits, which moves logits by a few hundredths; two
 /// sides that compute something else are an order of magnitude apart.
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Tokens read one by one after them.
     #[arg(long, default_value_t = 64)]
     decode: usize,
-    /// Everstream's instruction set: avx2 needs a build for it, see `machine::require_native`.
+    /// Everstream's instruction set; avx2 needs a build for it, whose command it then names.
     #[arg(long)]
     isa: Option<String>,
     /// Leave candle out.
@@ -193,8 +193,8 @@ fn measure(path: &Path, args: &Args, isa: Isa) -> anyhow::Result<Row> {
         deviation: 0.0,
     };
     for _ in 0..args.repetitions {
-        let before = model.read_bandwidth();
-        let a = round(&mut ours, prompt, decoded)?;
+        let mut before = 0.0;
+        let a = round_with(&mut ours, prompt, decoded, &mut || before = model.read_bandwidth())?;
         let bandwidth = f64::midpoint(before, model.read_bandwidth());
         row.share.push(a.decode * bytes / bandwidth);
         row.bandwidth.push(bandwidth);
@@ -224,12 +224,23 @@ struct Round {
 }
 
 fn round(side: &mut dyn Stream, prompt: &[u32], decoded: &[u32]) -> anyhow::Result<Round> {
+    round_with(side, prompt, decoded, &mut || {})
+}
+
+/// A round; calls `between` after the prompt.
+fn round_with(
+    side: &mut dyn Stream,
+    prompt: &[u32],
+    decoded: &[u32],
+    between: &mut dyn FnMut(),
+) -> anyhow::Result<Round> {
     side.clear()?;
     std::thread::sleep(PAUSE);
     let start = Instant::now();
     let logits = side.read(prompt)?;
     let prefill = prompt.len() as f64 / start.elapsed().as_secs_f64();
     let logits = logits.to_vec();
+    between();
     let start = Instant::now();
     for &token in decoded {
         std::hint::black_box(side.read(&[token])?);

@@ -64,6 +64,8 @@ pub(crate) fn require_native(isa: Isa) -> anyhow::Result<()> {
             _ => {}
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
     if cfg!(debug_assertions) {
         bail!("this is a debug build: add --release");
     }

@@ -211,7 +211,7 @@ impl Candle {
             "qwen2" => Network::Qwen2(quantized_qwen2::ModelWeights::from_gguf(
                 content, &mut file, device,
             )?),
-            other => bail!("candle is asked for llama and qwen2 only, not for {other}"),
+            other => bail!("candle is asked for llama and qwen2 only, not for {other}: add --no-candle"),
         };
         Ok(Self { network, next: 0, logits: Vec::new() })
     }

@@ -22,7 +22,7 @@ pub(crate) fn run(names: &[&str]) -> anyhow::Result<()> {
         .output()
         .context("cannot run cargo")?;
     if !output.status.success() {
-        bail!("the comparison failed: it needs cmake and libclang");
+        bail!("the comparison failed, see above; building it needs cmake and libclang");
     }
     let table = String::from_utf8(output.stdout)?;
     print!("{table}");

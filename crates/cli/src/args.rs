@@ -664,7 +664,7 @@ pub(crate) struct BenchArgs {
     /// Tokens to decode
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) decode_tokens: usize,
-    /// Tokens of a text to read behind them; 0 leaves that out
+    /// Random tokens to read after the decoded ones, with a full window; 0 leaves that out
     #[arg(long, value_name = "N", default_value_t = 2048)]
     pub(crate) ingest_tokens: usize,
     /// Repetitions; medians are printed

@@ -136,7 +136,8 @@ unsafe fn quantize<S: Simd>(x: &[f32; STEP], q: &mut [i8; STEP]) -> BlockScale {
             // Exact: integers below 2^24.
             sums[i] = S::sum(rounded) as i32;
         }
-        let d = amax / 127.0;
+        // Below 0 is -∞: all of them are NaN, and so is what they are multiplied with.
+        let d = if amax < 0.0 { f32::NAN } else { amax / 127.0 };
         BlockScale { d, scaled_sum: d * (sums[0] + sums[1]) as f32, sums }
     }
 }
@@ -181,6 +182,8 @@ mod tests {
             assert_eq!(row.q[..33], [127; 33], "{isa}");
             row.fill(isa, &[f32::NAN, 1.0]);
             assert_eq!(row.q[1], 127, "{isa}");
+            row.fill(isa, &[f32::NAN; STEP]);
+            assert!(row.blocks[0].d.is_nan(), "{isa}");
             row.fill(isa, &[f32::INFINITY, 1.0]);
             assert_eq!(row.blocks[0].d, f32::INFINITY);
         }

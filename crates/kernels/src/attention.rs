@@ -7,7 +7,7 @@
 //! `NOTATION.md`, "two-query method").
 
 use crate::Isa;
-use crate::simd::{Element, Kernel, LANES, Simd};
+use crate::simd::{Element, Kernel, LANES, Simd, prefetch};
 
 /// Slots of a tile of keys.
 pub const TILE: usize = LANES;
@@ -273,7 +273,8 @@ impl<E: Element> Heads<'_, '_, E> {
                 unsafe {
                     let keys = self.a.keys.as_ptr().add(tile * TILE * dim);
                     if self.a.are_cold {
-                        prefetch::<S, E>(keys.wrapping_add(TILE * dim), TILE * dim);
+                        let next = keys.wrapping_add(TILE * dim).cast();
+                        prefetch::<S>(next, TILE * dim * size_of::<E>());
                     }
                     let sums = scores_of_tile::<S, E, H>(keys, query, dim);
                     for h in 0..H {
@@ -305,7 +306,8 @@ impl<E: Element> Heads<'_, '_, E> {
                 let mut value = self.a.values.as_ptr().add(span.first * head_dim + dim);
                 for _ in 0..span.len {
                     if self.a.are_cold {
-                        prefetch::<S, E>(value.wrapping_add(ROWS_AHEAD * head_dim), V * LANES);
+                        let next = value.wrapping_add(ROWS_AHEAD * head_dim).cast();
+                        prefetch::<S>(next, V * LANES * size_of::<E>());
                     }
                     for v in 0..V {
                         let x = E::load16::<S>(value.add(v * LANES));
@@ -353,15 +355,6 @@ unsafe fn scores_of_tile<S: Simd, E: Element, const H: usize>(
             sums[h] = S::add(S::add(acc[h][0], acc[h][1]), S::add(acc[h][2], acc[h][3]));
         }
         sums
-    }
-}
-
-/// Asks for `len` elements at `p`.
-#[inline(always)]
-unsafe fn prefetch<S: Simd, E>(p: *const E, len: usize) {
-    for at in (0..len * size_of::<E>()).step_by(64) {
-        // SAFETY: the caller's promise; a prefetch may name any place.
-        unsafe { S::prefetch(p.cast::<u8>().wrapping_add(at)) };
     }
 }
 

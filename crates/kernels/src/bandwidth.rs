@@ -3,13 +3,11 @@
 use std::time::Instant;
 
 use crate::quant::packed::PackedMatrix;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, PREFETCH_BYTES, Simd};
 use crate::{Isa, Pool};
 
 /// Bytes that a thread takes at a time.
 const TASK_BYTES: usize = 128 << 10;
-/// How far ahead lines are asked for.
-const PREFETCH_BYTES: usize = 2048;
 
 /// Reads all bytes of some matrices once, with all threads, and does nothing with them; returns bytes
 /// per second. That is the memory's speed if they are larger than the last cache.

@@ -66,15 +66,12 @@ impl Kernel for RmsNorm<'_> {
 ///
 /// # Panics
 ///
-/// If `weight` has no multiple of 16 elements, `bias` another number, or `x` no multiple of it.
+/// If `weight` has no elements or no multiple of 16, `bias` another number, or `x` no multiple of it.
 pub fn layer_norm(isa: Isa, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
     let n = weight.len();
-    assert!(n.is_multiple_of(LANES), "a row of {n} is no multiple of {LANES}");
-    assert!(
-        bias.len() == n && x.len().is_multiple_of(n),
-        "{} is no multiple of rows of {n}",
-        x.len()
-    );
+    assert!(n > 0 && n.is_multiple_of(LANES), "a row of {n} is no multiple of {LANES}");
+    assert_eq!(bias.len(), n, "length of a bias");
+    assert!(x.len().is_multiple_of(n), "{} is no multiple of rows of {n}", x.len());
     for x in x.chunks_exact_mut(n) {
         isa.run(LayerNorm { x, weight, bias, eps });
     }
@@ -119,7 +116,7 @@ impl Kernel for LayerNorm<'_> {
 }
 
 /// GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415) as it is defined, in place:
-/// `x (1 + erf(x / √2)) / 2`.
+/// `x (1 + erf(x / √2)) / 2`. An infinite `x` gives NaN.
 ///
 /// # Panics
 ///

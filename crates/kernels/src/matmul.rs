@@ -19,15 +19,12 @@ use crate::formats::{self, Format, Scales};
 use crate::pool::Shareable;
 use crate::quant::WeightType;
 use crate::quant::packed::{GROUP, PackedMatrix, STEP};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, PREFETCH_BYTES, Simd, prefetch};
 use crate::{Isa, Pool};
 
 /// Bytes of 8-bit inputs that pass over a group of weights before the next group: they shall stay
 /// in the second-level cache.
 const PANEL_BYTES: usize = 384 * 1024;
-
-/// How far ahead of the weights that meet a single input the next ones are asked for.
-const PREFETCH_BYTES: usize = 2048;
 
 /// Tasks that a thread should get, so that an uneven machine does not stall the others.
 const TASKS_PER_THREAD: usize = 16;
@@ -157,14 +154,14 @@ impl Groups<'_> {
             for first in (0..self.weights.cols / STEP).step_by(F::STEPS) {
                 let scales = at;
                 if R == 1 {
-                    prefetch::<S>(at, F::SCALE_BYTES);
+                    prefetch::<S>(at.wrapping_add(PREFETCH_BYTES), F::SCALE_BYTES);
                 }
                 at = at.add(F::SCALE_BYTES);
                 for step in 0..F::STEPS {
                     let w = F::vectors::<S>(at);
                     let scale = F::scales::<S>(scales, step);
                     if R == 1 {
-                        prefetch::<S>(at, F::STEP_BYTES);
+                        prefetch::<S>(at.wrapping_add(PREFETCH_BYTES), F::STEP_BYTES);
                     }
                     at = at.add(F::STEP_BYTES);
                     for r in 0..R {
@@ -264,15 +261,6 @@ impl Groups<'_> {
                 out.copy_from_nonoverlapping(lanes.as_ptr(), n);
             }
         }
-    }
-}
-
-/// Asks for the `len` bytes that lie [`PREFETCH_BYTES`] after those at `p`.
-#[inline(always)]
-unsafe fn prefetch<S: Simd>(p: *const u8, len: usize) {
-    for at in (0..len).step_by(64) {
-        // SAFETY: the caller's promise; a prefetch may name any place.
-        unsafe { S::prefetch(p.wrapping_add(PREFETCH_BYTES + at)) };
     }
 }
 

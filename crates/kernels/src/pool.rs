@@ -255,7 +255,8 @@ impl Shared {
         let result = catch_unwind(AssertUnwindSafe(|| {
             for part in (thread..n_threads).chain(0..thread) {
                 let end = self.part(part + 1, job.n_tasks);
-                loop {
+                // Looking is cheaper than taking where many threads look and nothing is left.
+                while self.next[part].0.load(Ordering::Relaxed) < end {
                     let i = self.next[part].0.fetch_add(1, Ordering::Relaxed);
                     if i >= end {
                         break;

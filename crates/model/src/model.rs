@@ -162,8 +162,8 @@ impl Model {
         self.kind_of.iter().map(seen).sum::<usize>() * 2 * self.config.kv_dim() * kv_type.bytes()
     }
 
-    /// Reads all weights once and does nothing with them; returns bytes per second. No decoding can
-    /// be faster than [`Model::weight_bytes`] at this speed.
+    /// Reads all weights once and does nothing with them; returns bytes per second. Decoding has to read
+    /// as many for each token ([`Model::weight_bytes`]), so it cannot be much faster than this.
     #[must_use]
     pub fn read_bandwidth(&self) -> f64 {
         let matrices: Vec<_> = self.matrices().collect();

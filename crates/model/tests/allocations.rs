@@ -1,7 +1,5 @@
 //! A decode step takes no memory from the system.
 
-#![expect(clippy::unwrap_used, reason = "a test stops where something unexpected happens")]
-
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;

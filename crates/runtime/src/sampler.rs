@@ -211,7 +211,8 @@ fn collect(logits: &[f32], top_k: usize, candidates: &mut Vec<(f64, u32)>) {
     // Who comes later and is not likelier than `n_kept` others is not kept.
     let mut least = f64::NEG_INFINITY;
     for (&logit, token) in logits.iter().zip(0u32..) {
-        let logit = f64::from(finite(logit));
+        // -0 becomes 0, which no order tells apart then.
+        let logit = f64::from(finite(logit)) + 0.0;
         if logit > least {
             candidates.push((logit, token));
             if n_kept < logits.len() && candidates.len() == CANDIDATES_PER_KEPT * n_kept {
@@ -239,7 +240,7 @@ fn by_likelihood(a: &(f64, u32), b: &(f64, u32)) -> std::cmp::Ordering {
 
 /// A logit as a number that can be compared: one that is none comes last.
 fn finite(logit: f32) -> f32 {
-    logit.max(f32::MIN).min(f32::MAX)
+    if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) }
 }
 
 /// The token with the largest logit; of equal ones the lowest. Looks at 16 logits at once: a
@@ -323,9 +324,10 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(6);
         for n in [1, 2, 7, 100, 3000] {
             for top_k in [1, 2, 3, 40, 2999, 3000, 4000] {
-                let logits: Vec<f32> = (0..n).map(|_| f32::from(rng.i8(..)) / 8.0).collect();
+                let mut logits: Vec<f32> = (0..n).map(|_| f32::from(rng.i8(..)) / 8.0).collect();
+                logits.iter_mut().filter(|x| **x == 0.0).for_each(|x| *x = -*x);
                 let mut all: Vec<_> =
-                    logits.iter().zip(0u32..).map(|(&x, t)| (f64::from(x), t)).collect();
+                    logits.iter().zip(0u32..).map(|(&x, t)| (f64::from(x) + 0.0, t)).collect();
                 all.sort_by(by_likelihood);
                 all.truncate(top_k);
                 let mut candidates = Vec::new();

@@ -103,20 +103,20 @@ struct Speed {
     prefill: Vec<f64>,
     /// Tokens per second.
     decode: Vec<f64>,
-    /// Tokens per second, with a full window.
+    /// Tokens per second, behind what was decoded.
     ingest: Vec<f64>,
-    /// Bytes per second that reading the weights without computing anything takes.
+    /// Bytes per second at which the weights are read when nothing is computed.
     bandwidth: Vec<f64>,
-    /// The time of decoding that reading takes at that speed.
+    /// The part of decoding's time that reading alone would take at that speed.
     share: Vec<f64>,
 }
 
 fn measure(model: &Arc<Model>, config: &SessionConfig, args: &BenchArgs) -> anyhow::Result<Speed> {
     let prompt = stream::random_tokens(model, args.prompt_tokens, args.seed);
-    let text = stream::random_tokens(model, args.ingest_tokens, args.seed.wrapping_add(1));
+    let more = stream::random_tokens(model, args.ingest_tokens, args.seed.wrapping_add(1));
     let per_run = args.prompt_tokens + args.decode_tokens + args.ingest_tokens;
     let bytes_per_token = bytes_per_token(model, config, args);
-    let bar = output::token_bar(per_run * args.repetitions, "prefill and decode");
+    let bar = output::token_bar(per_run * args.repetitions, "measuring");
     let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];
     Session::new(Arc::clone(model), None, config.clone())?
         .append(warm_up, Origin::turn(Role::Document))?;
@@ -134,23 +134,25 @@ fn measure(model: &Arc<Model>, config: &SessionConfig, args: &BenchArgs) -> anyh
         speed.share.push(bytes_per_token as f64 * decode / bandwidth);
         speed.decode.push(decode);
         speed.bandwidth.push(bandwidth);
-        if !text.is_empty() {
+        if !more.is_empty() {
             let start = Instant::now();
-            session.append(&text, Origin::turn(Role::Document))?;
-            speed.ingest.push(text.len() as f64 / start.elapsed().as_secs_f64());
-            bar.inc(text.len() as u64);
+            session.append(&more, Origin::turn(Role::Document))?;
+            speed.ingest.push(more.len() as f64 / start.elapsed().as_secs_f64());
+            bar.inc(more.len() as u64);
         }
     }
     bar.finish_and_clear();
     let Speed { prefill, decode, ingest, bandwidth, share } = &mut speed;
-    [prefill, decode, ingest, bandwidth, share].map(|all| all.sort_by(f64::total_cmp));
+    for all in [prefill, decode, ingest, bandwidth, share] {
+        all.sort_by(f64::total_cmp);
+    }
     Ok(speed)
 }
 
 /// Bytes of weights, keys and values that a token of the middle of the decoded ones reads.
 fn bytes_per_token(model: &Model, config: &SessionConfig, args: &BenchArgs) -> usize {
-    let capacity = config.n_sink + config.n_clusters() + config.window_tokens;
-    let n_visible = (args.prompt_tokens + args.decode_tokens / 2).min(capacity);
+    let n_visible = args.prompt_tokens + args.decode_tokens / 2;
+    let n_visible = n_visible.min(config.budget_tokens());
     model.weight_bytes() + model.kv_bytes(n_visible, config.kv_type)
 }
 

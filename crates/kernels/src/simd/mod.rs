@@ -135,6 +135,23 @@ pub trait Simd: Copy {
     }
 }
 
+/// How far ahead of what is read from memory lines are asked for, in bytes; see `docs/BENCHMARKS.md` for what
+/// was tried.
+pub(crate) const PREFETCH_BYTES: usize = 2048;
+
+/// Asks for the `len` bytes at `p`.
+///
+/// # Safety
+///
+/// As for [`Simd`]; but `p` may point anywhere.
+#[inline(always)]
+pub(crate) unsafe fn prefetch<S: Simd>(p: *const u8, len: usize) {
+    for at in (0..len).step_by(64) {
+        // SAFETY: the caller's promise.
+        unsafe { S::prefetch(p.wrapping_add(at)) };
+    }
+}
+
 /// Reduces 16 lanes in the one order that all implementations share.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {

@@ -15,7 +15,7 @@ use everstream_kernels::{
 pub(super) struct Bert {
     pub(super) isa: Isa,
     pub(super) pool: Pool,
-    /// Used by one caller at a time: with buffers of its own for each batch, the system would take a
+    /// Used by one caller at a time, the others wait: with buffers of its own for each batch, the system would take a
     /// quarter of the time to give out pages.
     pub(super) workspace: Mutex<Workspace>,
     pub(super) n_heads: usize,
@@ -85,6 +85,10 @@ struct Row {
 impl Bert {
     pub(super) fn dim(&self) -> usize {
         self.norm.weight.len()
+    }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        self.words.len() / self.dim()
     }
 
     /// The mean over the last states of each text, `[texts.len(), dim]`. Pieces are below the size of

@@ -13,7 +13,7 @@ use super::minilm_files::ModelFiles;
 use super::{EmbedError, Embedder};
 
 /// Word pieces that go through the network together, unless a text alone has more: states and products
-/// take some 12 KB a piece.
+/// take some 27 KB a piece.
 const BATCH_PIECES: usize = 512;
 
 /// How an encoder computes.
@@ -68,7 +68,8 @@ impl MiniLm {
     /// Opens the model in `dir`: `model.safetensors`, `tokenizer.json`, `config.json`, and, where
     /// they exist, `sentence_bert_config.json` and `1_Pooling/config.json`.
     ///
-    /// Other encoders work if they are BERT with mean pooling and unit length.
+    /// Other encoders work if they are BERT with GELU, absolute positions, heads and an inner layer of
+    /// multiples of 16, mean pooling and unit length.
     ///
     /// # Errors
     ///
@@ -103,6 +104,15 @@ impl MiniLm {
             // nothing is not a number.
             if pieces.is_empty() {
                 pieces.push(self.pad_id);
+            }
+            // What a template adds is in no vocabulary.
+            let wrong = |what| Err(EmbedError::Pieces { text, n_texts: texts.len(), what });
+            let vocab_size = self.network.vocab_size();
+            if let Some(id) = pieces.iter().find(|&&id| id as usize >= vocab_size) {
+                return wrong(format!("piece {id}, where the network knows {vocab_size}"));
+            }
+            if pieces.len() > self.max_pieces {
+                return wrong(format!("{} pieces, more than {}", pieces.len(), self.max_pieces));
             }
             Ok(Encoded { text, pieces })
         };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use everstream_kernels::{Arena, PackedMatrix, WeightType, dequantize};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
 
 use super::EmbedError;
 use super::bert::{Bert, Layer, Linear, Norm};
@@ -147,11 +147,18 @@ impl<'a> ModelFiles<'a> {
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(wrong)?;
         // The file's own settings are those of the last training run (128 pieces, always padded).
         let truncation = TruncationParams { max_length: max_pieces, ..TruncationParams::default() };
+        let n_added = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        if n_added >= max_pieces {
+            let (field, found) = ("pieces added to each text", n_added);
+            let expected = "fewer than max_seq_length";
+            return Err(EmbedError::Setting { path, field, found, expected });
+        }
         tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(wrong)?;
-        let found = tokenizer.get_vocab_size(true);
-        if found > config.vocab_size {
-            let expected = "at most the vocab_size of config.json";
-            return Err(EmbedError::Setting { path, field: "vocab size", found, expected });
+        let vocabulary = tokenizer.get_vocab(true);
+        let found = vocabulary.into_values().max().map_or(0, |id| id as usize);
+        if found >= config.vocab_size {
+            let expected = "below the vocab_size of config.json";
+            return Err(EmbedError::Setting { path, field: "largest id", found, expected });
         }
         Ok(tokenizer)
     }
@@ -260,7 +267,8 @@ impl Source<'_> {
         let (ty, bytes) = self.tensor(&format!("{name}.weight"), &[rows, cols])?;
         let row_bytes = bytes.len() / rows;
         let row = |i: usize| &bytes[i * row_bytes..][..row_bytes];
-        let weights = PackedMatrix::pack(ty, rows, cols, (&mut arena, self.pool), row)?;
+        let weights = PackedMatrix::pack(ty, rows, cols, (&mut arena, self.pool), row)
+            .map_err(|source| EmbedError::Memory { path: self.path.to_owned(), source })?;
         self.arena = arena;
         Ok(Linear { weights, bias })
     }

@@ -221,7 +221,6 @@ fn settings_that_cannot_be_right_are_named() {
         ("hidden_size", 0_u64),
         ("num_attention_heads", 0),
         ("num_attention_heads", 3),
-        ("num_attention_heads", 4),
         ("intermediate_size", 40),
         ("num_hidden_layers", 1 << 40),
         ("max_position_embeddings", 0),
@@ -235,8 +234,42 @@ fn settings_that_cannot_be_right_are_named() {
         changed[field] = json!(value);
         write_json(dir.path(), "config.json", &changed);
         let error = open_error(&dir);
-        assert!(matches!(error, EmbedError::Setting { .. }), "{field} = {value}: {error}");
+        let is_named = matches!(error, EmbedError::Setting { field: named, .. } if named == field);
+        assert!(is_named, "{field} = {value}: {error}");
     }
+    let dir = tiny_model();
+    let mut changed = config();
+    changed["num_attention_heads"] = json!(4);
+    write_json(dir.path(), "config.json", &changed);
+    let expected = "hidden_size / num_attention_heads";
+    assert!(
+        matches!(open_error(&dir), EmbedError::Setting { field, found: 8, .. } if field == expected)
+    );
+}
+
+/// A vocabulary with holes, a template with pieces that no vocabulary has, and one that leaves no room.
+#[test]
+fn tokenizers_that_do_not_fit_are_refused() {
+    let dir = tiny_model();
+    let mut changed = tokenizer();
+    changed["model"]["vocab"]["fox"] = json!(4_000_000);
+    write_json(dir.path(), "tokenizer.json", &changed);
+    assert!(matches!(open_error(&dir), EmbedError::Setting { field: "largest id", .. }));
+
+    let mut changed = tokenizer();
+    changed["post_processor"]["special_tokens"]["[SEP]"]["ids"] = json!([99_999]);
+    write_json(dir.path(), "tokenizer.json", &changed);
+    assert!(matches!(open_error(&dir), EmbedError::Pieces { text: 0, n_texts: 1, .. }));
+
+    let mut changed = tokenizer();
+    let mut parts = vec![json!({"Sequence": {"id": "A", "type_id": 0}})];
+    parts.resize(MAX_PIECES + 1, json!({"SpecialToken": {"id": "[SEP]", "type_id": 0}}));
+    changed["post_processor"]["single"] = json!(parts);
+    write_json(dir.path(), "tokenizer.json", &changed);
+    let field = "pieces added to each text";
+    assert!(
+        matches!(open_error(&dir), EmbedError::Setting { field: f, found: MAX_PIECES, .. } if f == field)
+    );
 }
 
 #[test]
@@ -306,7 +339,7 @@ fn files_that_do_not_fit_each_other_are_refused() {
     let mut changed = config();
     changed["vocab_size"] = json!(WORDS.len() - 1);
     write_json(dir.path(), "config.json", &changed);
-    assert!(matches!(open_error(&dir), EmbedError::Setting { field: "vocab size", .. }));
+    assert!(matches!(open_error(&dir), EmbedError::Setting { field: "largest id", .. }));
 }
 
 #[test]

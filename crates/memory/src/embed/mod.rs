@@ -1,7 +1,8 @@
 //! Turns text into vectors whose distance says how near two texts are in meaning.
 //!
-//! The encoder runs on the CPU, in the caller's thread, when the caller says so: between chunks or
-//! after an answer. A thread of its own would compete with decode for the same cores.
+//! The encoder runs on the CPU when the caller says so, between chunks or after an answer: on the
+//! caller's thread and the workers of a pool of its own, which sleep in between. In the background it would
+//! compete with decoding for the same cores.
 
 mod bert;
 mod hash;
@@ -104,8 +105,16 @@ pub enum EmbedError {
         /// The shape that it should have.
         expected: Vec<usize>,
     },
+    /// The system has no memory for the weights.
+    #[error("no memory for the weights of {}", path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// The system refuses threads to compute with.
-    #[error("cannot start {n_threads} threads for the sentence encoder")]
+    #[error("cannot start {n_threads} threads for the sentence encoder: use fewer")]
     Threads {
         /// How many were asked for.
         n_threads: NonZeroUsize,
@@ -121,6 +130,19 @@ pub enum EmbedError {
         n_texts: usize,
         /// Where it went wrong.
         source: tokenizers::Error,
+    },
+    /// A text has a piece that the network does not know, or too many of them: `tokenizer.json` and
+    /// `config.json` are of different models.
+    #[error(
+        "the sentence encoder's tokenizer gives text {text} of {n_texts} {what}: its files do not fit each other"
+    )]
+    Pieces {
+        /// Which text, from 0.
+        text: usize,
+        /// Texts given.
+        n_texts: usize,
+        /// What it gives.
+        what: String,
     },
     /// An embedding is not a number: the weights are damaged.
     #[error("the embedding of text {text} of {n_texts} is not finite: are the weights damaged?")]
