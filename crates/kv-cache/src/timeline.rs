@@ -449,7 +449,7 @@ impl Timeline {
     }
 
     /// Plans rows of the recalled section, which stands `between`, to be computed again: each of
-    /// them sees the sinks, the clusters, what is recalled before it, and itself.
+    /// them sees the sinks (or the clusters in their place), what is recalled before it, and itself.
     ///
     /// # Errors
     ///
@@ -468,7 +468,7 @@ impl Timeline {
         plan.extend(rows.iter().map(|&i| {
             let pos = self.recalled_pos(i);
             let (mut spans, mut sliding_spans) = (Spans::new(), Spans::new());
-            self.add_before_recalled(pos, &mut spans, &mut sliding_spans);
+            self.add_before_recalled(pos, false, &mut spans, &mut sliding_spans);
             let (first, n_seen) = (self.first_recalled_slot(), i + 1);
             let far = (self.first_near(pos).0 as usize).saturating_sub(self.n_before_recalled());
             spans.add(first, n_seen, QueryForm::Cache);
@@ -661,7 +661,9 @@ impl Timeline {
         let distance = window_pos.0 - self.window_pos(oldest).0;
         let cache_pos = RopePos(before_window as u64 + distance);
 
-        self.add_before_recalled(cache_pos, &mut spans, &mut sliding_spans);
+        // Clusters are what stood before the window: who sees a part of it only does not see them.
+        let sees_clusters = oldest == self.oldest_kept(token);
+        self.add_before_recalled(cache_pos, sees_clusters, &mut spans, &mut sliding_spans);
         let mut add = |first: usize, len: usize, form: QueryForm, key_pos: RopePos| {
             let query_pos = match form {
                 QueryForm::Window => window_pos,
@@ -686,7 +688,13 @@ impl Timeline {
     }
 
     /// Adds the sinks and the clusters, for a query whose second form stands at `query`.
-    fn add_before_recalled(&self, query: RopePos, spans: &mut Spans, sliding_spans: &mut Spans) {
+    fn add_before_recalled(
+        &self,
+        query: RopePos,
+        sees_clusters: bool,
+        spans: &mut Spans,
+        sliding_spans: &mut Spans,
+    ) {
         let first_near = self.first_near(query).0 as usize;
         let (n_sink, n_clusters) = (self.policy.n_sink(), self.n_clusters);
         let mut add = |first: usize, len: usize, far: usize| {
@@ -698,8 +706,10 @@ impl Timeline {
             add(n_sink, n_clusters, first_near);
         } else {
             add(0, n_sink, first_near);
-            // All at one position.
-            add(n_sink, n_clusters, if first_near > n_sink { n_clusters } else { 0 });
+            if sees_clusters {
+                // All at one position.
+                add(n_sink, n_clusters, if first_near > n_sink { n_clusters } else { 0 });
+            }
         }
     }
 

@@ -220,3 +220,28 @@ fn calibration_weighs_clusters_by_what_has_left() {
         assert_near(&out[head * DIM..][..DIM], &expected);
     }
 }
+
+/// Who sees a part of the window only, as a turn does that has something recalled, sees no clusters, and sees
+/// them again when what was hidden has left.
+#[test]
+fn clusters_are_hidden_with_the_window() {
+    let mut cache = cache(config(3, ClusterBias::None), RawKeys::Keep).unwrap();
+    read(&mut cache, 200, 5);
+    let sees_clusters = |cache: &mut KvCache| {
+        cache.begin(1, &[]).unwrap();
+        let (rows, _) = cache.planned(0);
+        let mut slots = rows[0].spans.iter().flat_map(|s| s.first..s.first + s.len);
+        let n_seen = slots.by_ref().filter(|slot| (SINKS..SINKS + 3).contains(slot)).count();
+        assert!([0, 3].contains(&n_seen));
+        n_seen == 3
+    };
+    assert!(sees_clusters(&mut cache));
+    let hidden = cache.next();
+    cache.hide_before(hidden);
+    assert!(!sees_clusters(&mut cache));
+    // A query sees as many tokens before it as the window has room for.
+    read(&mut cache, 200 + WINDOW - 1, 5);
+    assert!(!sees_clusters(&mut cache));
+    read(&mut cache, 200 + WINDOW, 5);
+    assert!(sees_clusters(&mut cache));
+}

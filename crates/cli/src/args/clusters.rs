@@ -1,7 +1,6 @@
 //! How what left the window is summarised.
 
 use clap::{Args, ValueEnum};
-use everstream_runtime::Policy;
 use everstream_runtime::kv_cache::{ClusterBias, ClusterConfig, ClusterForm, ClusterPlace};
 
 /// How what left the window is summarised.
@@ -60,7 +59,7 @@ impl ClusterArgs {
     /// # Errors
     ///
     /// That they were not, unless somebody insists.
-    pub(crate) fn check(&self, model: &str, policy: Policy) -> anyhow::Result<()> {
+    pub(crate) fn check(&self, model: &str) -> anyhow::Result<()> {
         const MEASURED: [&str; 2] =
             ["Smollm2 135M 8k Lc100K Mix1 Ep2", "Qwen2.5 Coder 0.5B Instruct AWQ"];
         let Some(config) = self.config().filter(|_| !self.force) else { return Ok(()) };
@@ -75,13 +74,6 @@ impl ClusterArgs {
                 "clusters were not measured to help {model}: compare them by `everstream perplexity \
                  --clusters {}` and without, leave --clusters out, or use --force",
                 config.n_clusters
-            );
-        }
-        // They draw attention from what is recalled: SQuAD in docs/BENCHMARKS.md.
-        if policy == Policy::Remember {
-            anyhow::bail!(
-                "clusters were measured to make answers from memory worse: use them with --policy sink, \
-                 leave --clusters out, or use --force"
             );
         }
         Ok(())

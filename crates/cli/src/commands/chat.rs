@@ -67,7 +67,7 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     let is_terminal = input.as_ref().is_some_and(Input::is_terminal);
 
     let model = load::model(common, &args.model.model)?;
-    args.cache.clusters.check(&model.config().name, config.policy)?;
+    args.cache.clusters.check(&model.config().name)?;
     // What is kept must not depend on whether an encoder was there today.
     let asked = args.policy.or(storage.is_some().then_some(Policy::Remember));
     let encoder = load::encoder_or_sink(common, asked, &mut config)?;

@@ -27,7 +27,7 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
     config.check()?;
     Sampler::new(args.sample.options().sampler)?;
     let model = load::model(common, &args.model.model)?;
-    args.cache.clusters.check(&model.config().name, config.policy)?;
+    args.cache.clusters.check(&model.config().name)?;
     let encoder = load::encoder_or_sink(common, args.policy, &mut config)?;
     load::index(&args.recall.index, None, encoder.as_deref(), &mut config)?;
     let policy = config.policy;

@@ -56,7 +56,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
     let model = load::model(common, &args.model.model)?;
-    args.cache.clusters.check(&model.config().name, config.policy)?;
+    args.cache.clusters.check(&model.config().name)?;
     let encoder = load::encoder_or_sink(common, args.policy, &mut config)?;
     load::index(&args.recall.index, None, encoder.as_deref(), &mut config)?;
     let data_dir = load::data_dir(common)?;
