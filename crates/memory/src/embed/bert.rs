@@ -212,8 +212,7 @@ impl Bert {
         let product = Product { weights: &layer.inner.weights, out: inner_products };
         matmul(isa, pool, inputs, [product]);
         pool.for_each_chunk(outputs.resize(n, inner), inner, |row, out| {
-            out.copy_from_slice(&inner_products[row * inner..][..inner]);
-            add_assign(out, &layer.inner.bias);
+            sum(&inner_products[row * inner..][..inner], &layer.inner.bias, out);
             gelu(isa, out);
         });
         self.add(&layer.outer, &layer.norm, &ws.inner, &mut ws.x, &mut ws.products);
