@@ -153,16 +153,12 @@ impl Groups<'_> {
             let mut acc = [S::splat(0.0); R];
             for first in (0..self.weights.cols / STEP).step_by(F::STEPS) {
                 let scales = at;
-                if R == 1 {
-                    prefetch::<S>(at.wrapping_add(PREFETCH_BYTES), F::SCALE_BYTES);
-                }
+                prefetch::<S>(at.wrapping_add(PREFETCH_BYTES), F::SCALE_BYTES);
                 at = at.add(F::SCALE_BYTES);
                 for step in 0..F::STEPS {
                     let w = F::vectors::<S>(at);
                     let scale = F::scales::<S>(scales, step);
-                    if R == 1 {
-                        prefetch::<S>(at.wrapping_add(PREFETCH_BYTES), F::STEP_BYTES);
-                    }
+                    prefetch::<S>(at.wrapping_add(PREFETCH_BYTES), F::STEP_BYTES);
                     at = at.add(F::STEP_BYTES);
                     for r in 0..R {
                         let x = inputs[r].q.as_ptr().add((first + step) * STEP);
