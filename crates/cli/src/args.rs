@@ -11,15 +11,14 @@ use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
     BlockFilter, Distance, Gate, KvType as MemoryType, Neighbours, RecallOrder, Role, Strategy,
 };
-use everstream_runtime::{
-    DocumentContext, Insertion, Policy, RecallConfig, SamplerConfig, SessionConfig,
-};
+use everstream_runtime::{DocumentContext, Insertion, Policy, RecallConfig, SessionConfig};
 
 use crate::examples;
 
 mod clusters;
 mod eval;
 mod memory;
+mod sample;
 mod serve;
 
 use clusters::ClusterArgs;
@@ -28,6 +27,7 @@ pub(crate) use memory::{
     ExportArgs, ImportArgs, MemoryAction, MemoryArgs, NamedSession, RemoveArgs, SearchArgs,
     ShowArgs,
 };
+pub(crate) use sample::{DraftArgs, SampleArgs};
 pub(crate) use serve::{KeyArgs, LogArg, ServeArgs};
 
 const EXAMPLES: &str = "\
@@ -492,56 +492,6 @@ impl AmountArgs {
     }
 }
 
-/// How to choose tokens.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct SampleArgs {
-    /// Tokens of an answer at most
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub(crate) max_tokens: usize,
-    /// 0 takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub(crate) temperature: f32,
-    /// Keep the K most likely tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = SamplerConfig::default().top_k)]
-    pub(crate) top_k: usize,
-    /// Keep the most likely tokens with this probability together
-    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().top_p, allow_negative_numbers = true)]
-    pub(crate) top_p: f32,
-    /// Drop tokens less likely than this fraction of the most likely one
-    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().min_p, allow_negative_numbers = true)]
-    pub(crate) min_p: f32,
-    /// Make repeated tokens less likely; 1 changes nothing
-    #[arg(long, value_name = "R", default_value_t = SamplerConfig::default().repeat_penalty, allow_negative_numbers = true)]
-    pub(crate) repeat_penalty: f32,
-    /// Seed of the random choice
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Text that ends the answer, taken as it is (in most shells $'\n' is a line break); may be
-    /// repeated
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    pub(crate) stop: Vec<String>,
-}
-
-impl SampleArgs {
-    /// Options of a generation.
-    pub(crate) fn options(&self) -> everstream_runtime::GenerateOptions {
-        everstream_runtime::GenerateOptions {
-            max_tokens: self.max_tokens,
-            sampler: SamplerConfig {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                min_p: self.min_p,
-                repeat_penalty: self.repeat_penalty,
-                seed: self.seed,
-                ..SamplerConfig::default()
-            },
-            stop: self.stop.clone(),
-            ..Default::default()
-        }
-    }
-}
-
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DemoArgs {
     #[command(flatten)]
@@ -573,6 +523,8 @@ pub(crate) struct ChatArgs {
     pub(crate) recall: RecallArgs,
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
+    #[command(flatten)]
+    pub(crate) draft: DraftArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
     /// System prompt; its tokens are pinned as sinks
@@ -617,6 +569,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) recall: RecallArgs,
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
+    #[command(flatten)]
+    pub(crate) draft: DraftArgs,
     /// Put the text into the model's chat template as a user's turn
     #[arg(long)]
     pub(crate) chat: bool,

@@ -14,7 +14,8 @@ use std::time::Instant;
 use everstream_runtime::memory::{Embedder, Recall, Role, write_whole};
 use everstream_runtime::model::Model;
 use everstream_runtime::{
-    GenerateOptions, Origin, RecallConfig, Session, SessionConfig, SessionError, encode,
+    Drafts, GenerateOptions, Generated, Origin, RecallConfig, Session, SessionConfig, SessionError,
+    encode,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,12 @@ pub struct Timing {
     pub tokens: u64,
     /// How long it took; for an answer, with recall and prompt.
     pub seconds: f64,
+    /// Of an answer: the time of its tokens alone.
+    #[serde(default)]
+    pub decode_seconds: f64,
+    /// Of an answer: tokens that were guessed ahead, and those of them that were right.
+    #[serde(default)]
+    pub drafted: (u64, u64),
 }
 
 /// How far a run is.
@@ -298,6 +305,8 @@ impl Run<'_> {
                         method: methods[0].label(),
                         tokens: session.n_tokens() - n_before,
                         seconds: start.elapsed().as_secs_f64(),
+                        decode_seconds: 0.0,
+                        drafted: (0, 0),
                     })?;
                 }
                 for method in &methods {
@@ -306,7 +315,7 @@ impl Run<'_> {
                         continue;
                     }
                     let start = Instant::now();
-                    let (mut answer, tokens) =
+                    let (mut answer, generated, drafts) =
                         self.answer(method, &session, stream, question, &ends)?;
                     (answer.seed, answer.stream) = place;
                     let seconds = start.elapsed().as_secs_f64();
@@ -316,8 +325,10 @@ impl Run<'_> {
                         stream: place.1,
                         question: Some(answer.question.clone()),
                         method: answer.method.clone(),
-                        tokens,
+                        tokens: generated.tokens.len() as u64,
                         seconds,
+                        decode_seconds: generated.elapsed.as_secs_f64(),
+                        drafted: (drafts.drafted, drafts.accepted),
                     })?;
                     shared.kept.add(answer)?;
                     let n_answers = shared.kept.answers.len();
@@ -400,7 +411,7 @@ impl Run<'_> {
         Ok(session)
     }
 
-    /// An answer, and the number of its tokens.
+    /// An answer, and how it was made.
     fn answer(
         &self,
         method: &Method,
@@ -408,7 +419,7 @@ impl Run<'_> {
         stream: &Stream,
         question: &Question,
         ends: &[u64],
-    ) -> Result<(Answer, u64), EvalError> {
+    ) -> Result<(Answer, Generated, Drafts), EvalError> {
         let mut session = read_before.branch()?;
         let (mut recalled, mut found) = (Vec::new(), None);
         match method {
@@ -478,7 +489,7 @@ impl Run<'_> {
             group: question.group.clone(),
             prompt: question.prompt.clone(),
             references: question.references.clone(),
-            answer: generated.text,
+            answer: generated.text.clone(),
             about: about.map_or(String::new(), |text| text.chars().take(ABOUT_CHARS).collect()),
             distance: last.map_or(0, |last| asked_at.saturating_sub(last)),
             recalled,
@@ -488,7 +499,7 @@ impl Run<'_> {
             loss,
             doubt: (n_probs > 0).then_some(doubt),
         };
-        Ok((answer, generated.tokens.len() as u64))
+        Ok((answer, generated, session.drafts()))
     }
 }
 

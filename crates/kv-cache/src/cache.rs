@@ -87,6 +87,10 @@ pub struct KvCache {
     n_appended: usize,
     /// The last of them before which everything is hidden.
     last_start: Option<TokenPos>,
+    /// Rows that are filled beyond the end of the stream, for [`KvCache::take_ahead`].
+    n_ahead: usize,
+    /// Where the ring was written last; rows ahead that were never taken have replaced the oldest.
+    written: TokenPos,
 }
 
 impl KvCache {
@@ -138,6 +142,8 @@ impl KvCache {
             planned: Vec::with_capacity(config.chunk_tokens.min(4096)),
             n_appended: 0,
             last_start: None,
+            n_ahead: 0,
+            written: TokenPos(0),
         })
     }
 
@@ -227,6 +233,7 @@ impl KvCache {
     pub fn begin(&mut self, n_tokens: usize, starts: &[TokenPos]) -> Result<(), CacheError> {
         assert!(self.timeline.due_for_clusters().is_none(), "clusters were not settled");
         self.planned.clear();
+        self.n_ahead = 0;
         if self.timeline.is_move_due() {
             let mut moved = self.timeline.clone();
             moved.move_between();
@@ -249,7 +256,7 @@ impl KvCache {
     /// [`CacheError::NotRecalled`], see [`Timeline::plan_recalled`].
     pub fn begin_recalled(&mut self, rows: &[usize]) -> Result<(), CacheError> {
         self.planned.clear();
-        (self.n_appended, self.last_start) = (0, None);
+        (self.n_appended, self.last_start, self.n_ahead) = (0, None, 0);
         self.timeline.plan_recalled(rows, &mut self.planned)
     }
 
@@ -265,19 +272,39 @@ impl KvCache {
     }
 
     /// Takes the planned rows, of which all layers have been filled: those of
-    /// [`KvCache::begin`] are the end of the stream now.
-    pub fn commit(&mut self) {
-        self.timeline.advance(self.n_appended);
+    /// [`KvCache::begin`] are the end of the stream now, but for the last `n_ahead` of them, which
+    /// stand *ahead* of it.
+    ///
+    /// # Panics
+    ///
+    /// If fewer rows extend the stream, or they hide something, or there are clusters, which would
+    /// see the queries of rows that may never be taken.
+    pub fn commit(&mut self, n_ahead: usize) {
+        assert!(n_ahead <= self.n_appended, "{n_ahead} of {} rows ahead", self.n_appended);
+        assert!(n_ahead == 0 || (self.last_start.is_none() && self.clusters.is_none()));
+        self.written = self.written.max(self.next().after(self.n_appended));
+        self.timeline.advance(self.n_appended - n_ahead);
         if let Some(start) = self.last_start.take() {
             self.timeline.hide_before(start);
         }
         self.planned.clear();
-        self.n_appended = 0;
+        (self.n_appended, self.n_ahead) = (0, n_ahead);
+    }
+
+    /// Takes the next row that stands ahead: it is the end of the stream now. `false` if there is
+    /// none, or if anything but this was done since [`KvCache::commit`], since what a row sees may be
+    /// another thing now.
+    pub fn take_ahead(&mut self) -> bool {
+        let Some(n_left) = self.n_ahead.checked_sub(1) else { return false };
+        self.timeline.advance(1);
+        self.n_ahead = n_left;
+        true
     }
 
     /// Hides the tokens of the window before `token` until the next recall ends:
     /// [`Timeline::hide_before`].
     pub fn hide_before(&mut self, token: TokenPos) {
+        self.n_ahead = 0;
         self.timeline.hide_before(token);
     }
 
@@ -302,7 +329,7 @@ impl KvCache {
         if self.raw_keys == RawKeys::Drop {
             return Err(CacheError::NoRawKeys);
         }
-        let held = self.timeline.held();
+        let held = self.held();
         if range.start < held.start || range.end > held.end || range.start > range.end {
             return Err(CacheError::NotHeld { range: range.clone(), held });
         }
@@ -316,6 +343,13 @@ impl KvCache {
         Ok(())
     }
 
+    /// Tokens whose rows are still in the ring, the oldest of them perhaps no longer visible.
+    #[must_use]
+    pub fn held(&self) -> Range<TokenPos> {
+        let Range { start, end } = self.timeline.held();
+        start.max(self.written.before(self.timeline.ring_slots())).min(end)..end
+    }
+
     /// Puts stored keys and values into the recalled section, in the given order; nothing is
     /// computed again but their rotation.
     ///
@@ -326,6 +360,7 @@ impl KvCache {
         if self.raw_keys == RawKeys::Drop {
             return Err(CacheError::NoRawKeys);
         }
+        self.n_ahead = 0;
         let n_tokens = sources.iter().map(|s| s.n_tokens()).sum();
         self.timeline.begin_recall(place, n_tokens)?;
         let dim = self.head_dim;
@@ -361,11 +396,13 @@ impl KvCache {
         if self.raw_keys == RawKeys::Drop {
             return Err(CacheError::NoRawKeys);
         }
+        self.n_ahead = 0;
         self.timeline.begin_recall(Place::Between, n_tokens)
     }
 
     /// Makes what was recalled `between` stand right before the next token of the stream.
     pub fn move_near(&mut self) {
+        self.n_ahead = 0;
         self.timeline.move_near();
         self.rotate_recalled();
     }
@@ -406,12 +443,14 @@ impl KvCache {
             return Err(wrong());
         }
         self.timeline = timeline;
+        (self.n_ahead, self.written) = (0, state.next);
         Ok(())
     }
 
     /// Empties the recalled section and closes the gap that it opened, by rotating the older keys
     /// of the window once more.
     pub fn end_recall(&mut self) {
+        self.n_ahead = 0;
         let moved = self.timeline.end_recall();
         let n_moved = moved.end.since(moved.start);
         let tokens = move || (0..n_moved).map(move |i| moved.start.after(i));

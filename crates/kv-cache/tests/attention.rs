@@ -141,8 +141,15 @@ impl Run {
     }
 
     fn append(&mut self, n_tokens: usize) {
-        self.cache.begin(n_tokens, &[]).unwrap();
+        self.append_ahead(n_tokens, n_tokens, n_tokens);
+    }
+
+    /// Appends `n_now` of `n_rows` rows that are computed together, then the others up to `n_right`: what
+    /// stands ahead behind them is something else.
+    fn append_ahead(&mut self, n_rows: usize, n_now: usize, n_right: usize) {
+        self.cache.begin(n_rows, &[]).unwrap();
         let rows = self.cache.rows().to_vec();
+        let (right, wrong) = rows.split_at(n_right);
         let ropes = BASES.map(|base| Rope::new(base, DIM));
         let rotate = |layer: usize, position: u64, x: &[f32], scale: f32| {
             let mut out = vec![0.0; DIM];
@@ -151,13 +158,17 @@ impl Run {
         };
         for (layer, kv_head) in (0..LAYERS).flat_map(|l| (0..KV_HEADS).map(move |h| (l, h))) {
             let (_, heads) = self.cache.planned(layer);
-            for row in &rows {
+            for row in wrong {
+                let wrong = [7.5; DIM];
+                heads[kv_head].write(row.slot, &wrong, &wrong, &wrong);
+            }
+            for row in right {
                 let raw = key(row.token.0 as usize, layer, kv_head);
                 let rotated = rotate(layer, row.window_pos.0, &raw, 1.0);
                 let value = value(row.token.0 as usize, layer, kv_head);
                 heads[kv_head].write(row.slot, &raw, &rotated, &value);
             }
-            for row in &rows {
+            for row in right {
                 let t = row.token.0 as usize;
                 let forms = [row.window_pos, row.cache_pos].map(|position| {
                     let queries = (0..GROUP).map(|g| query(t, layer, kv_head * GROUP + g));
@@ -186,8 +197,10 @@ impl Run {
                 }
             }
         }
-        self.cache.commit();
-        self.n_tokens += n_tokens;
+        self.cache.commit(n_rows - n_now);
+        (n_now..n_right).for_each(|_| assert!(self.cache.take_ahead()));
+        self.n_tokens += n_right;
+        assert_eq!(self.cache.next().0, self.n_tokens as u64);
     }
 
     fn append_all(&mut self, mut n_tokens: usize) {
@@ -245,7 +258,7 @@ impl Run {
 
     /// The rows that are still held are those that were computed.
     fn check_raw(&self) {
-        let held = self.cache.timeline().held();
+        let held = self.cache.held();
         let n = held.end.since(held.start);
         let (mut keys, mut values) = (vec![0.0; n * DIM], vec![0.0; n * DIM]);
         self.cache.read_raw(&held, 1, 1, &mut keys, &mut values).unwrap();
@@ -275,7 +288,7 @@ fn random_run(policy: Arc<dyn EvictionPolicy>, seed: u64, kv_type: KvType) {
     let mut run = Run::new(policy, sizes, 1 + rng.below(24), kv_type);
     run.append_all(run.n_sink + 1);
     while run.n_tokens < 120 {
-        match rng.below(6) {
+        match rng.below(8) {
             0 if run.recall.is_none() => run.recall(Place::Near, &mut rng),
             1 if run.recall.is_none() => run.recall(Place::Between, &mut rng),
             2 => run.end_recall(),
@@ -283,6 +296,11 @@ fn random_run(policy: Arc<dyn EvictionPolicy>, seed: u64, kv_type: KvType) {
                 let at = run.recall.as_ref().map_or(0, |recall| recall.1);
                 run.hidden_before = rng.below(at + 1);
                 run.cache.hide_before(TokenPos(run.hidden_before as u64));
+            }
+            4 | 5 => {
+                let n_rows = run.cache.timeline().next_chunk(1 + rng.below(9));
+                let n_right = 1 + rng.below(n_rows);
+                run.append_ahead(n_rows, 1 + rng.below(n_right), n_right);
             }
             _ => run.append_all(1 + rng.below(9)),
         }

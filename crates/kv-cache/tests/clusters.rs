@@ -74,7 +74,7 @@ fn read(cache: &mut KvCache, n_tokens: usize, n_kinds: usize) -> Vec<f32> {
         let forms = [&forms[0][..], &forms[1][..]];
         let queries = QueryHeads { first: 0, forms, is_alone: false };
         heads[0].attend(Isa::detect(), &row.spans, None, queries, &mut Vec::new(), &mut out);
-        cache.commit();
+        cache.commit(0);
     }
     out
 }

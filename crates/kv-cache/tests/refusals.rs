@@ -94,7 +94,7 @@ fn append(cache: &mut KvCache, n_tokens: usize) {
         let number = [cache.next().0 as f32; 16];
         let (rows, heads) = cache.planned(0);
         heads[0].write(rows[0].slot, &number, &number, &number);
-        cache.commit();
+        cache.commit(0);
     }
 }
 
@@ -109,6 +109,44 @@ impl KvSource for Ones {
         keys.fill(1.0);
         values.fill(1.0);
     }
+}
+
+/// Whatever changes what a row sees makes rows that were computed ahead useless.
+#[test]
+fn rows_ahead_are_those_of_an_unchanged_stream() {
+    let ahead = |n_rows: usize, n_ahead: usize| {
+        let mut c = cache(SinkWindow { n_sink: 2, window_tokens: 3 }, 4, RawKeys::Keep);
+        append(&mut c, 8);
+        c.begin(n_rows, &[]).unwrap();
+        c.commit(n_ahead);
+        c
+    };
+    let mut c = ahead(4, 3);
+    assert_eq!(c.next(), TokenPos(9));
+    assert!((0..3).all(|_| c.take_ahead()) && !c.take_ahead());
+    assert_eq!(c.next(), TokenPos(12));
+    assert!(!ahead(3, 0).take_ahead());
+    let changes: [fn(&mut KvCache); 6] = [
+        |c| append(c, 1),
+        |c| c.recall(Place::Near, &[&Ones(2)]).unwrap(),
+        |c| c.open_recall(2).unwrap(),
+        KvCache::end_recall,
+        |c| c.hide_before(TokenPos(7)),
+        |c| c.begin(5, &[]).unwrap_err().to_string().truncate(0),
+    ];
+    for (i, change) in changes.iter().enumerate() {
+        let mut c = ahead(4, 3);
+        change(&mut c);
+        let next = c.next();
+        assert!(!c.take_ahead() && c.next() == next, "change {i}");
+    }
+    // Rows that were never taken have replaced others: seven rows, and 13 was the last to be written.
+    let mut c = ahead(4, 3);
+    assert_eq!(c.held(), TokenPos(5)..TokenPos(9));
+    append(&mut c, 1);
+    assert_eq!(c.held(), TokenPos(5)..TokenPos(10));
+    append(&mut c, 3);
+    assert_eq!(c.held(), TokenPos(6)..TokenPos(13));
 }
 
 #[test]

@@ -226,6 +226,12 @@ impl Recall {
         self.n_text_tokens() + self.blocks.iter().map(RecalledBlock::n_tokens).sum::<usize>()
     }
 
+    /// Their ids, in the order in which they come back.
+    pub fn tokens(&self) -> impl Iterator<Item = u32> {
+        let texts = self.texts.iter().map(|text| &*text.tokens);
+        texts.chain(self.blocks.iter().map(RecalledBlock::tokens)).flatten().copied()
+    }
+
     /// Tokens of the texts.
     #[must_use]
     pub fn n_text_tokens(&self) -> usize {

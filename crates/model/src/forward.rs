@@ -24,6 +24,8 @@ pub struct Sequence<'a> {
     starts: &'a [TokenPos],
     /// Rows of the recalled section; `None` for the end of the stream.
     recalled: Option<&'a [usize]>,
+    /// The last tokens that are computed ahead of the stream.
+    n_ahead: usize,
 }
 
 impl<'a> Sequence<'a> {
@@ -31,7 +33,7 @@ impl<'a> Sequence<'a> {
     /// [`Timeline::next_chunk`](everstream_kv_cache::Timeline::next_chunk).
     #[must_use]
     pub fn new(tokens: &'a [u32], cache: &'a mut KvCache) -> Self {
-        Self { tokens, cache, starts: &[], recalled: None }
+        Self { tokens, cache, starts: &[], recalled: None, n_ahead: 0 }
     }
 
     /// From each of `starts` on, what the window holds before it is hidden: see
@@ -39,6 +41,17 @@ impl<'a> Sequence<'a> {
     #[must_use]
     pub fn with_starts(self, starts: &'a [TokenPos]) -> Self {
         Self { starts, ..self }
+    }
+
+    /// The last `n_ahead` tokens are a guess: they are computed, and stand ahead of the stream until
+    /// [`KvCache::take_ahead`].
+    ///
+    /// # Panics
+    ///
+    /// [`Model::forward`] does if [`KvCache::commit`] does.
+    #[must_use]
+    pub fn with_ahead(self, n_ahead: usize) -> Self {
+        Self { n_ahead, ..self }
     }
 
     /// Tokens that stand in rows of the recalled section, to be computed again: see
@@ -50,7 +63,7 @@ impl<'a> Sequence<'a> {
     #[must_use]
     pub fn recalled(tokens: &'a [u32], rows: &'a [usize], cache: &'a mut KvCache) -> Self {
         assert_eq!(tokens.len(), rows.len(), "one token for each row");
-        Self { tokens, cache, starts: &[], recalled: Some(rows) }
+        Self { tokens, cache, starts: &[], recalled: Some(rows), n_ahead: 0 }
     }
 
     fn check(&self) -> Result<(), CacheError> {
@@ -214,7 +227,7 @@ impl Model {
 
         debug_assert_eq!((ws.x.len(), ws.q.len()), (n_rows * dim, n_rows * c.n_heads * hd));
         for sequence in batch {
-            sequence.cache.commit();
+            sequence.cache.commit(sequence.n_ahead);
         }
         Ok(())
     }
@@ -228,14 +241,18 @@ impl Model {
         let (n, dim) = (rows.len(), self.config.embedding_dim);
         let x = &ws.x[rows.start * dim..rows.end * dim];
         self.norm(x, Some(&self.weights.output_norm), &mut ws.last, n);
-        ws.logits.resize(n * self.config.vocab_size, 0.0);
-        let out = Product { weights: &self.weights.output, out: &mut ws.logits };
-        matmul(self.isa, &self.pool, &ws.last, [out]);
-        scale(&mut ws.logits, 1.0 / self.config.logit_divisor);
-        if let Some(cap) = self.config.logit_cap {
-            soft_cap(self.isa, &mut ws.logits, cap);
+        let len = n * self.config.vocab_size;
+        if ws.logits.len() < len {
+            ws.logits.resize(len, 0.0);
         }
-        &ws.logits
+        let logits = &mut ws.logits[..len];
+        let out = Product { weights: &self.weights.output, out: logits };
+        matmul(self.isa, &self.pool, &ws.last, [out]);
+        scale(logits, 1.0 / self.config.logit_divisor);
+        if let Some(cap) = self.config.logit_cap {
+            soft_cap(self.isa, logits, cap);
+        }
+        logits
     }
 
     /// Checks that the model has all of these tokens.

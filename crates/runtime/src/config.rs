@@ -139,6 +139,10 @@ pub struct SessionConfig {
     pub chunk_tokens: usize,
     /// Where a `dense` stream ends.
     pub max_tokens: usize,
+    /// Tokens of an answer that are guessed at most, by what stood in the stream before, and computed
+    /// with the one before them; 0 guesses none. They change nothing but the time. Not with clusters,
+    /// nor with `recompute`.
+    pub draft_tokens: usize,
     /// Storage type of keys and values in the cache.
     pub kv_type: KvType,
     /// Storage type of keys and values in the memory, of `remember`.
@@ -231,6 +235,7 @@ impl Default for SessionConfig {
             clusters: None,
             chunk_tokens: 256,
             max_tokens: 8192,
+            draft_tokens: 7,
             kv_type: KvType::default(),
             memory_type: MemoryType::default(),
             document_context: DocumentContext::default(),

@@ -271,7 +271,7 @@ impl Session {
     ) -> Result<Generated, SessionError> {
         let mut generation = Generation::new(options.clone())?;
         while let Some(token) = generation.next(self)? {
-            self.append(&[token], Origin::turn(Role::Assistant))?;
+            self.append_answer(token)?;
             generation.took(self, receive);
         }
         Ok(generation.finish(receive))

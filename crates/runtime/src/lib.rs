@@ -46,6 +46,7 @@ mod generate;
 mod ingest;
 pub mod perplexity;
 mod recalling;
+mod recent;
 mod recorder;
 mod sampler;
 mod saved;
@@ -65,7 +66,7 @@ pub use saved::{
     Geometry, Resumed, SAVE_TOKENS, Storage, damaged_files, log_forgotten, saved_geometry,
 };
 pub use session::{Observer, QUERY_TOKENS, Session, Timings, encode};
-pub use together::{Step, append_each};
+pub use together::{Drafts, Step, append_each};
 pub use turns::Prefill;
 
 pub use everstream_kernels as kernels;

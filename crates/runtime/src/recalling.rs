@@ -95,7 +95,7 @@ impl Session {
         hidden_before: TokenPos,
     ) -> Result<&Recall, SessionError> {
         let start = Instant::now();
-        let newest = &self.recent[self.recent.len().saturating_sub(QUERY_TOKENS)..];
+        let newest = self.recent.newest(QUERY_TOKENS);
         let query = if query.trim().is_empty() { self.text_of(newest) } else { query.to_owned() };
         let has_sinks = self.n_tokens >= self.config.pinned() as u64;
         let pins = if has_sinks { self.pinned_texts()? } else { Vec::new() };

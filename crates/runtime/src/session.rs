@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::ingest::DocumentProgress;
+use crate::recent::{Recent, SEARCHED_TOKENS};
 use crate::recorder::Recorder;
 use crate::saved::{Event, Resumed, Saved};
+use crate::together::{Ahead, Drafts};
 use crate::{Insertion, Origin, Policy, Prefill, SessionConfig, SessionError};
 use everstream_kv_cache::{
     CacheError, ClusterConfig, ClusterPlace, KvCache, RawKeys, Sections, TokenPos,
@@ -35,10 +37,14 @@ pub struct Session {
     pub(crate) cache: KvCache,
     pub(crate) recorder: Option<Recorder>,
     pub(crate) workspace: Workspace,
-    /// The newest tokens: what `recompute` computes again, and what a blank turn asks for.
-    pub(crate) recent: Vec<u32>,
+    /// The newest tokens: what `recompute` computes again, what a blank turn asks for, and where
+    /// what may follow is looked up.
+    pub(crate) recent: Recent,
     /// Prediction of the token after the newest one; empty at the start.
     pub(crate) logits: Vec<f32>,
+    /// What may come next, computed already.
+    pub(crate) ahead: Ahead,
+    pub(crate) drafts: Drafts,
     pub(crate) n_tokens: u64,
     /// Why the last turn recalled what it did.
     pub(crate) last_recall: Option<Recall>,
@@ -131,8 +137,10 @@ impl Session {
             cache,
             recorder,
             workspace: Workspace::default(),
-            recent: Vec::new(),
+            recent: Recent::new(&[]),
             logits: Vec::new(),
+            ahead: Ahead::default(),
+            drafts: Drafts::default(),
             n_tokens: 0,
             last_recall: None,
             recalled_at: 0,
@@ -250,7 +258,7 @@ impl Session {
     /// Lets tokens pass through the window of `recompute`, which computes nothing for them.
     pub(crate) fn pass(&mut self, tokens: &[u32]) {
         debug_assert_eq!(self.config.policy, Policy::Recompute);
-        self.keep_recent(tokens, self.config.window_tokens + 1);
+        self.recent.push(tokens, self.recomputed_tokens());
         self.n_tokens += tokens.len() as u64;
     }
 
@@ -325,6 +333,8 @@ impl Session {
             workspace: Workspace::default(),
             recent: self.recent.clone(),
             logits: self.logits.clone(),
+            ahead: Ahead::default(),
+            drafts: self.drafts,
             n_tokens: self.n_tokens,
             last_recall: self.last_recall.clone(),
             recalled_at: self.recalled_at,
@@ -465,7 +475,7 @@ impl Session {
         let first = TokenPos(self.n_tokens);
         if self.config.policy == Policy::Recompute {
             self.model.check_tokens(tokens)?;
-            self.keep_recent(tokens, self.config.window_tokens + 1);
+            self.recent.push(tokens, self.recomputed_tokens());
             if observer.is_some() {
                 self.recompute()?;
             }
@@ -539,7 +549,7 @@ impl Session {
     fn observe(&mut self, first: TokenPos, n_rows: usize, observer: &mut Observer<'_>) {
         // The rows of `recompute` are the whole window, of which only the last is new.
         let last_row = match self.config.policy {
-            Policy::Recompute => self.recent.len() - 1,
+            Policy::Recompute => self.recent.newest(self.recomputed_tokens()).len() - 1,
             _ => n_rows - 1,
         };
         let vocab_size = self.model.config().vocab_size;
@@ -575,7 +585,7 @@ impl Session {
         let last = match self.config.policy {
             Policy::Recompute => {
                 self.recompute()?;
-                self.recent.len() - 1
+                self.recent.newest(self.recomputed_tokens()).len() - 1
             }
             _ => match self.workspace.n_rows().checked_sub(1) {
                 Some(last) => last,
@@ -592,23 +602,23 @@ impl Session {
 
     /// Runs the window through an empty cache.
     fn recompute(&mut self) -> Result<(), SessionError> {
-        let mut config = self.model.cache_config(self.config.eviction(), 0, self.recent.len());
+        let tokens = self.recent.newest(self.recomputed_tokens());
+        let mut config = self.model.cache_config(self.config.eviction(), 0, tokens.len());
         config.kv_type = self.config.kv_type;
         self.cache = KvCache::new(&config)?;
-        let sequence = Sequence::new(&self.recent, &mut self.cache);
+        let sequence = Sequence::new(tokens, &mut self.cache);
         self.model.forward(&mut self.workspace, &mut [sequence])?;
         Ok(())
     }
 
-    /// Keeps what a blank turn asks for.
-    pub(crate) fn keep_newest(&mut self, tokens: &[u32]) {
-        self.keep_recent(tokens, QUERY_TOKENS);
+    /// How many tokens `recompute` computes again.
+    fn recomputed_tokens(&self) -> usize {
+        self.config.window_tokens + 1
     }
 
-    fn keep_recent(&mut self, tokens: &[u32], limit: usize) {
-        self.recent.extend_from_slice(tokens);
-        let surplus = self.recent.len().saturating_sub(limit);
-        self.recent.drain(..surplus);
+    /// Keeps what a blank turn asks for, and what may be quoted.
+    pub(crate) fn keep_newest(&mut self, tokens: &[u32]) {
+        self.recent.push(tokens, SEARCHED_TOKENS);
     }
 
     /// Tokens as text, without those that are signals.

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use everstream_kv_cache::TokenPos;
-use everstream_memory::Role;
+use everstream_memory::{Recall, Role};
 use everstream_model::{Sequence, Workspace};
 
+use crate::recent::{MAX_MATCH, SEARCHED_TOKENS, look_up};
 use crate::{Origin, Policy, Session, SessionError};
 
 /// A token that a stream takes next.
@@ -22,14 +23,39 @@ pub struct Step<'a> {
     pub token: u32,
 }
 
+/// Tokens that were computed ahead of a stream as a guess, and what may follow each of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ahead {
+    /// The token that is being appended, and the guess.
+    tokens: Vec<u32>,
+    /// Predictions after each token of the guess: `[tokens.len() - 1, vocab_size]`.
+    logits: Vec<f32>,
+    /// Tokens of the guess that became part of the stream.
+    n_taken: usize,
+}
+
+/// How well answers were guessed by what stood in the stream before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drafts {
+    /// Tokens that were guessed, and computed beside the token before them.
+    pub drafted: u64,
+    /// Those that the model chose as well, and that cost no step of their own.
+    pub accepted: u64,
+}
+
 /// Appends one token to each of several streams of the same model, as [`Session::append`] would one
 /// after the other. Returns what came of each; a stream that fails is as it was.
+///
+/// What may follow a token is guessed, and computed with it ([`SessionConfig::draft_tokens`]): if a later
+/// step asks for just that, it is there already. A step gives the same in any case, bit for bit.
 ///
 /// Streams with policy `recompute` share nothing, and take their steps alone.
 ///
 /// # Panics
 ///
 /// If the streams have different models.
+///
+/// [`SessionConfig::draft_tokens`]: crate::SessionConfig::draft_tokens
 pub fn append_each(
     steps: &mut [Step<'_>],
     workspace: &mut Workspace,
@@ -37,21 +63,29 @@ pub fn append_each(
     let Some(first) = steps.first() else { return Vec::new() };
     let model = Arc::clone(&first.session.model);
     let start = Instant::now();
-    let mut origins = vec![Origin::turn(Role::Assistant); steps.len()];
+    let n_steps = steps.len();
+    let mut origins = vec![Origin::turn(Role::Assistant); n_steps];
     let mut results: Vec<Result<Option<u64>, SessionError>> = steps
         .iter_mut()
         .zip(&mut origins)
         .map(|(step, origin)| {
-            assert!(Arc::ptr_eq(&model, &step.session.model), "streams of different models");
-            if step.session.config.policy == Policy::Recompute {
-                step.session.append(&[step.token], origin.clone())?;
+            let Step { session, token } = step;
+            assert!(Arc::ptr_eq(&model, &session.model), "streams of different models");
+            if session.config.policy == Policy::Recompute {
+                session.append(&[*token], origin.clone())?;
                 return Ok(None);
             }
             // Whatever would be refused is refused here, and refuses nobody else's step.
-            step.session.check_dense(1)?;
-            step.session.cache.check(1)?;
-            step.session.model.check_tokens(&[step.token])?;
-            step.session.before_chunk(&[step.token], &[], origin).map(Some)
+            session.check_dense(1)?;
+            session.cache.check(1)?;
+            session.model.check_tokens(&[*token])?;
+            let logged = session.before_chunk(&[*token], &[], origin)?;
+            if session.take_ahead(*token) {
+                session.appended(*token, origin);
+                return Ok(None);
+            }
+            session.draft(*token, session.config.draft_tokens / n_steps);
+            Ok(Some(logged))
         })
         .collect();
 
@@ -60,35 +94,102 @@ pub fn append_each(
         .iter_mut()
         .zip(&results)
         .filter(|(_, result)| is_shared(result))
-        .map(|(step, _)| Sequence::new(std::slice::from_ref(&step.token), &mut step.session.cache))
+        .map(|(step, _)| {
+            let Session { ahead, cache, .. } = &mut *step.session;
+            Sequence::new(&ahead.tokens, cache).with_ahead(ahead.tokens.len() - 1)
+        })
         .collect();
-    let n_rows = batch.len();
-    let forward = if n_rows == 0 { Ok(()) } else { model.forward(workspace, &mut batch) };
-    let vocab_size = model.config().vocab_size;
-    let logits = match (&forward, n_rows) {
-        (Ok(()), 1..) => model.logits(workspace, 0..n_rows),
+    let n_shared = batch.len();
+    let forward = if n_shared == 0 { Ok(()) } else { model.forward(workspace, &mut batch) };
+    let mut logits = match (&forward, n_shared) {
+        (Ok(()), 1..) => model.logits(workspace, 0..workspace.n_rows()),
         _ => &[],
     };
-    let mut rows = logits.chunks_exact(vocab_size);
-    let elapsed = start.elapsed() / n_rows.max(1) as u32;
+    let elapsed = start.elapsed() / n_steps as u32;
     for ((step, origin), result) in steps.iter_mut().zip(&mut origins).zip(&mut results) {
-        let Ok(Some(logged)) = *result else { continue };
         let session = &mut *step.session;
-        let tokens = [step.token];
+        session.timings.forward += elapsed;
+        let Ok(Some(logged)) = *result else { continue };
         if let Err(error) = &forward {
-            let undone = session.undo_chunk(&tokens, logged);
+            let undone = session.undo_chunk(&[step.token], logged);
             *result = Err(undone.err().unwrap_or_else(|| error.clone().into()));
             continue;
         }
-        let first = TokenPos(session.n_tokens);
-        session.keep_newest(&tokens);
-        session.count(&tokens, origin);
-        session.record(&tokens, first, origin);
+        let vocab_size = model.config().vocab_size;
+        let rows;
+        (rows, logits) = logits.split_at(session.ahead.tokens.len() * vocab_size);
+        let (next, ahead) = rows.split_at(vocab_size);
+        session.ahead.logits.clear();
+        session.ahead.logits.extend_from_slice(ahead);
+        session.logits.clear();
+        session.logits.extend_from_slice(next);
         // What its own buffers hold is the prediction before this one.
         session.workspace.clear();
-        session.logits.clear();
-        session.logits.extend(rows.next().into_iter().flatten());
-        session.timings.forward += elapsed;
+        session.appended(step.token, origin);
     }
     results.into_iter().map(|result| result.map(|_| ())).collect()
+}
+
+impl Session {
+    /// Appends a token of the model's answer.
+    pub(crate) fn append_answer(&mut self, token: u32) -> Result<(), SessionError> {
+        if self.config.policy == Policy::Recompute {
+            return self.append(&[token], Origin::turn(Role::Assistant));
+        }
+        let mut workspace = std::mem::take(&mut self.workspace);
+        let results = append_each(&mut [Step { session: self, token }], &mut workspace);
+        workspace.clear();
+        self.workspace = workspace;
+        results.into_iter().collect()
+    }
+
+    /// How well answers were guessed.
+    #[must_use]
+    pub fn drafts(&self) -> Drafts {
+        self.drafts
+    }
+
+    /// Guesses at most `limit` tokens that may follow `token`, as far as the cache can take them.
+    fn draft(&mut self, token: u32, limit: usize) {
+        let timeline = self.cache.timeline();
+        let mut limit = limit.min(timeline.next_chunk(limit + 1) - 1);
+        if self.config.policy == Policy::Dense {
+            limit = limit.min(self.config.max_tokens - self.n_tokens as usize - 1);
+        }
+        if timeline.clusters().is_some() {
+            limit = 0;
+        }
+        let recall = self.last_recall.as_ref().filter(|_| self.sections().recalled > 0);
+        let recalled: Vec<u32> = recall.into_iter().flat_map(Recall::tokens).collect();
+        let texts = [&*recalled, self.recent.newest(SEARCHED_TOKENS)];
+        let guess = look_up(self.recent.newest(MAX_MATCH), token, texts, limit);
+        let is_end = |id: &u32| self.model.tokenizer().eos_ids().contains(id);
+        self.ahead.tokens.clear();
+        self.ahead.tokens.push(token);
+        self.ahead.tokens.extend(guess.iter().copied().take_while(|id| !is_end(id)));
+        self.ahead.n_taken = 0;
+        self.drafts.drafted += self.ahead.tokens.len() as u64 - 1;
+    }
+
+    /// Appends `token` if it was guessed and computed.
+    fn take_ahead(&mut self, token: u32) -> bool {
+        let Ahead { tokens, logits, n_taken } = &mut self.ahead;
+        if tokens.get(*n_taken + 1) != Some(&token) || !self.cache.take_ahead() {
+            return false;
+        }
+        let vocab_size = self.model.config().vocab_size;
+        self.logits.clear();
+        self.logits.extend_from_slice(&logits[*n_taken * vocab_size..][..vocab_size]);
+        *n_taken += 1;
+        self.drafts.accepted += 1;
+        true
+    }
+
+    /// The cache has taken `token`.
+    fn appended(&mut self, token: u32, origin: &mut Origin) {
+        let first = TokenPos(self.n_tokens);
+        self.keep_newest(&[token]);
+        self.count(&[token], origin);
+        self.record(&[token], first, origin);
+    }
 }

@@ -462,6 +462,11 @@ impl Streams {
 
     /// Takes one step of every stream that generates.
     fn decode(&mut self) {
+        let drafts = |active: &[Active]| -> (u64, u64) {
+            let drafts = active.iter().map(|active| active.session.drafts());
+            drafts.fold((0, 0), |sum, d| (sum.0 + d.drafted, sum.1 + d.accepted))
+        };
+        let before = drafts(&self.active);
         let mut ended = Vec::new();
         let mut steps = Vec::new();
         let mut stepping = Vec::new();
@@ -478,6 +483,9 @@ impl Streams {
         }
         let results = append_each(&mut steps, &mut self.workspace);
         self.metrics.generated_tokens.inc_by(results.len() as u64);
+        let after = drafts(&self.active);
+        self.metrics.drafted_tokens.inc_by(after.0 - before.0);
+        self.metrics.accepted_tokens.inc_by(after.1 - before.1);
         for (at, result) in stepping.into_iter().zip(results) {
             match result {
                 Ok(()) => self.active[at].took(),

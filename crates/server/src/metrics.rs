@@ -29,6 +29,8 @@ pub(crate) struct Metrics {
     pub(crate) seconds_to_end: Histogram,
     pub(crate) read_tokens: Counter,
     pub(crate) generated_tokens: Counter,
+    pub(crate) drafted_tokens: Counter,
+    pub(crate) accepted_tokens: Counter,
     pub(crate) recalled_blocks: Counter,
     pub(crate) active: Gauge,
     pub(crate) waiting: Gauge,
@@ -46,14 +48,17 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("everstream");
         let requests = Family::default();
         let (seconds_to_begin, seconds_to_end) = (seconds(), seconds());
-        let counters: [Counter; 3] = Default::default();
-        let [read_tokens, generated_tokens, recalled_blocks] = counters;
+        let counters: [Counter; 5] = Default::default();
+        let [read_tokens, generated_tokens, drafted_tokens, accepted_tokens, recalled_blocks] =
+            counters;
         let gauges: [Gauge; 4] = Default::default();
         let [active, waiting, conversations, open_sessions] = gauges;
         registry.register("requests", "Requests by route and status", requests.clone());
         for (name, help, counter) in [
             ("read_tokens", "Tokens of prompts and documents that were read", &read_tokens),
             ("generated_tokens", "Tokens of answers", &generated_tokens),
+            ("drafted_tokens", "Tokens of answers that were guessed ahead", &drafted_tokens),
+            ("accepted_tokens", "Those of them that were right", &accepted_tokens),
             ("recalled_blocks", "Blocks that were recalled for answers", &recalled_blocks),
         ] {
             registry.register(name, help, counter.clone());
@@ -79,6 +84,8 @@ impl Default for Metrics {
             seconds_to_end,
             read_tokens,
             generated_tokens,
+            drafted_tokens,
+            accepted_tokens,
             recalled_blocks,
             active,
             waiting,

@@ -9,7 +9,9 @@ use everstream_eval::{Method, Reads, Task, task};
 use everstream_runtime::memory::{Gate, Strategy};
 use everstream_runtime::{DocumentContext, RecallConfig, SessionConfig};
 
-use super::{AmountArgs, CacheArgs, InsertionArg, ModelArgs, PlaceArg, document_context, strategy};
+use super::{
+    AmountArgs, CacheArgs, DraftArgs, InsertionArg, ModelArgs, PlaceArg, document_context, strategy,
+};
 use crate::examples;
 
 /// Strategies that others are compared with.
@@ -98,6 +100,8 @@ pub(crate) struct RunArgs {
     pub(crate) cache: CacheArgs,
     #[command(flatten)]
     pub(crate) amount: AmountArgs,
+    #[command(flatten)]
+    pub(crate) draft: DraftArgs,
     /// Where recalled context stands; several are compared
     #[arg(long, value_enum, value_delimiter = ',', default_value = "near")]
     pub(crate) place: Vec<PlaceArg>,
@@ -140,6 +144,7 @@ impl RunArgs {
     pub(crate) fn session(&self) -> SessionConfig {
         let mut config = self.cache.session(everstream_runtime::Policy::Remember);
         self.amount.apply(&mut config);
+        config.draft_tokens = self.draft.draft_tokens;
         config.document_context = self.ingest_context;
         config
     }

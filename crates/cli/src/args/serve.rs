@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use everstream_runtime::Policy;
 
-use super::{CacheArgs, ModelArgs, RecallArgs, SampleArgs, size};
+use super::{CacheArgs, DraftArgs, ModelArgs, RecallArgs, SampleArgs, size};
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeArgs {
@@ -63,6 +63,8 @@ pub(crate) struct ServeArgs {
     /// What requests leave out is taken from these
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
+    #[command(flatten)]
+    pub(crate) draft: DraftArgs,
 }
 
 /// What is logged.

@@ -26,6 +26,7 @@ use everstream_memory::{
 };
 use everstream_model::{Model, Sequence};
 
+use crate::recent::{Recent, SEARCHED_TOKENS};
 use crate::session::system_tokens;
 use crate::{Origin, Policy, Session, SessionConfig, SessionError};
 pub(crate) use journal::{Event, Journal};
@@ -451,7 +452,7 @@ impl Session {
             last_turn: self.last_turn,
             documents: self.documents.clone(),
             reading: self.reading,
-            recent: self.recent.clone(),
+            recent: self.recent.newest(SEARCHED_TOKENS).to_vec(),
             logits: self.logits.clone(),
             first_open,
             open,
@@ -466,7 +467,7 @@ impl Session {
     fn load(&mut self, state: &State, resumed: &mut Resumed) -> Result<(), SessionError> {
         self.cache.restore(&state.timeline, &state.rows)?;
         self.n_tokens = state.timeline.next.0;
-        self.recent.clone_from(&state.recent);
+        self.recent = Recent::new(&state.recent);
         self.logits.clone_from(&state.logits);
         self.awaits_answer = state.awaits_answer;
         self.last_turn = state.last_turn;

@@ -179,6 +179,11 @@ fn stats(session: &Session) -> String {
         let stats = memory.stats();
         line("blocks", format!("{} in memory, {}", stats.n_blocks, size(stats.kv_bytes)));
     }
+    let drafts = session.drafts();
+    if drafts.drafted > 0 {
+        let (right, all) = (drafts.accepted, drafts.drafted);
+        line("ahead", format!("{all} tokens of answers guessed, {right} of them right"));
+    }
     if let Some(bytes) = output::resident_bytes() {
         line("resident", output::size(bytes));
     }
