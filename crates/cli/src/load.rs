@@ -142,6 +142,9 @@ fn hnsw(_: Distance) -> anyhow::Result<Arc<dyn MakeIndex>> {
     bail!("this program was built without it: build with --features hnsw, or use --index exact")
 }
 
+/// What finds text, if anything does.
+type Encoder = Option<Arc<dyn Embedder>>;
+
 /// The files of a model, pulled if they are absent.
 pub(crate) fn files(common: &Common, name: &str) -> anyhow::Result<ModelFiles> {
     let hub = hub(common)?;
@@ -171,6 +174,10 @@ pub(crate) fn data(common: &Common, path: &Path) -> anyhow::Result<PathBuf> {
 
 /// A language model, ready to run.
 pub(crate) fn model(common: &Common, name: &str) -> anyhow::Result<Arc<Model>> {
+    open_model(common, &model_files(common, name)?)
+}
+
+fn model_files(common: &Common, name: &str) -> anyhow::Result<ModelFiles> {
     let (options, n_cores) = (options(common)?, ModelOptions::default().n_threads);
     if options.n_threads > n_cores {
         let n_threads = options.n_threads;
@@ -178,14 +185,43 @@ pub(crate) fn model(common: &Common, name: &str) -> anyhow::Result<Arc<Model>> {
     }
     let files = files(common, name)?;
     let what = match files.kind {
-        ModelKind::LanguageModel => None,
-        ModelKind::SentenceEncoder => Some("a sentence encoder"),
-        ModelKind::Dataset => Some("data"),
+        ModelKind::LanguageModel => return Ok(files),
+        ModelKind::SentenceEncoder => "a sentence encoder",
+        ModelKind::Dataset => "data",
     };
-    if let Some(what) = what {
-        bail!("{name} is {what}: choose a language model (see `everstream models`)");
+    bail!("{name} is {what}: choose a language model (see `everstream models`)")
+}
+
+fn open_model(common: &Common, files: &ModelFiles) -> anyhow::Result<Arc<Model>> {
+    Ok(Arc::new(Model::open(&files.main, options(common)?)?))
+}
+
+/// A language model and, if the policy remembers, the sentence encoder, opened side by side. If nobody
+/// asked for policy `remember`, and no sentence encoder can be had, the session goes on without
+/// memory, and that is said.
+pub(crate) fn model_and_encoder(
+    common: &Common,
+    name: &str,
+    asked: Option<Policy>,
+    config: &mut SessionConfig,
+) -> anyhow::Result<(Arc<Model>, Encoder)> {
+    let files = model_files(common, name)?;
+    let (model, encoder) = std::thread::scope(|scope| {
+        // What must be downloaded is, before anything is opened, one after the other.
+        let encoder = encoder_files(common, config.policy);
+        let encoder = scope.spawn(|| open_encoder(common, encoder?));
+        (open_model(common, &files), encoder.join())
+    });
+    let model = model?;
+    match encoder.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+        Err(error) if asked.is_none() => {
+            let why = output::one_line(&error);
+            output::note(&format!("going on without memory, as with --policy sink: {why}"));
+            config.policy = Policy::Sink;
+            Ok((model, None))
+        }
+        encoder => Ok((model, encoder?)),
     }
-    Ok(Arc::new(Model::open(&files.main, options)?))
 }
 
 /// How models compute.
@@ -207,34 +243,19 @@ pub(crate) fn options(common: &Common) -> anyhow::Result<ModelOptions> {
 }
 
 /// The sentence encoder, if the policy remembers.
-pub(crate) fn encoder(
-    common: &Common,
-    policy: Policy,
-) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
-    if policy != Policy::Remember {
-        return Ok(None);
-    }
-    let files = files(common, DEFAULT_ENCODER)?;
-    let ModelOptions { n_threads, isa, .. } = options(common)?;
-    Ok(Some(Arc::new(MiniLm::open(&files.dir, MiniLmOptions { n_threads, isa })?)))
+pub(crate) fn encoder(common: &Common, policy: Policy) -> anyhow::Result<Encoder> {
+    open_encoder(common, encoder_files(common, policy)?)
 }
 
-/// As [`encoder`]. If nobody asked for policy `remember`, and no sentence encoder can be had, the
-/// session goes on without memory, and that is said.
-pub(crate) fn encoder_or_sink(
-    common: &Common,
-    asked: Option<Policy>,
-    config: &mut SessionConfig,
-) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
-    match encoder(common, config.policy) {
-        Err(error) if asked.is_none() => {
-            let why = output::one_line(&error);
-            output::note(&format!("going on without memory, as with --policy sink: {why}"));
-            config.policy = Policy::Sink;
-            Ok(None)
-        }
-        encoder => encoder,
-    }
+fn encoder_files(common: &Common, policy: Policy) -> anyhow::Result<Option<ModelFiles>> {
+    let remembers = policy == Policy::Remember;
+    remembers.then(|| files(common, DEFAULT_ENCODER)).transpose()
+}
+
+fn open_encoder(common: &Common, files: Option<ModelFiles>) -> anyhow::Result<Encoder> {
+    let Some(files) = files else { return Ok(None) };
+    let ModelOptions { n_threads, isa, .. } = options(common)?;
+    Ok(Some(Arc::new(MiniLm::open(&files.dir, MiniLmOptions { n_threads, isa })?)))
 }
 
 /// Reads a text file; `-` is standard input.

@@ -45,6 +45,7 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
         config.memory_type = load::SAVED_MEMORY_TYPE;
     }
     args.recall.apply(&mut config);
+    config.draft_tokens = args.draft.draft_tokens;
     config.check()?;
     Sampler::new(args.sample.options().sampler)?;
     if args.session.session.is_some() && config.policy != Policy::Remember {
@@ -66,11 +67,10 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     };
     let is_terminal = input.as_ref().is_some_and(Input::is_terminal);
 
-    let model = load::model(common, &args.model.model)?;
-    args.cache.clusters.check(&model.config().name)?;
     // What is kept must not depend on whether an encoder was there today.
     let asked = args.policy.or(storage.is_some().then_some(Policy::Remember));
-    let encoder = load::encoder_or_sink(common, asked, &mut config)?;
+    let (model, encoder) = load::model_and_encoder(common, &args.model.model, asked, &mut config)?;
+    args.cache.clusters.check(&model.config().name)?;
     let name = args.session.session.as_deref();
     load::index(&args.recall.index, name, encoder.as_deref(), &mut config)?;
     let stop = Arc::new(AtomicBool::new(false));

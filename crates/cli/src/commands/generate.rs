@@ -24,11 +24,12 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
     let mut config = args.cache.session(args.policy.unwrap_or(Policy::Remember));
     config.max_tokens = args.dense.context_limit;
     args.recall.apply(&mut config);
+    config.draft_tokens = args.draft.draft_tokens;
     config.check()?;
     Sampler::new(args.sample.options().sampler)?;
-    let model = load::model(common, &args.model.model)?;
+    let (model, encoder) =
+        load::model_and_encoder(common, &args.model.model, args.policy, &mut config)?;
     args.cache.clusters.check(&model.config().name)?;
-    let encoder = load::encoder_or_sink(common, args.policy, &mut config)?;
     load::index(&args.recall.index, None, encoder.as_deref(), &mut config)?;
     let policy = config.policy;
 
@@ -72,6 +73,8 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
             "stop": generated.stop.name(),
             "prompt_tokens": n_prompt,
             "generated_tokens": generated.tokens.len(),
+            "drafted_tokens": session.drafts().drafted,
+            "accepted_tokens": session.drafts().accepted,
             "recalled": recalled::json(session.model().tokenizer(), &recall),
             "ttft_ms": ttft.as_secs_f64() * 1e3,
             "decode_tokens_per_second": generated.tokens.len() as f64 / seconds,

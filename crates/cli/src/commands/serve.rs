@@ -17,6 +17,7 @@ use crate::{load, output};
 pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let mut config = args.cache.session(args.policy.unwrap_or(Policy::Remember));
     args.recall.apply(&mut config);
+    config.draft_tokens = args.draft.draft_tokens;
     // Paragraphs of documents do not see each other, as in `chat`.
     config.document_context = DocumentContext::Paragraph;
     config.check()?;
@@ -55,9 +56,9 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         LogArg::Requests => tracing_subscriber::filter::LevelFilter::INFO,
     };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
-    let model = load::model(common, &args.model.model)?;
+    let (model, encoder) =
+        load::model_and_encoder(common, &args.model.model, args.policy, &mut config)?;
     args.cache.clusters.check(&model.config().name)?;
-    let encoder = load::encoder_or_sink(common, args.policy, &mut config)?;
     load::index(&args.recall.index, None, encoder.as_deref(), &mut config)?;
     let data_dir = load::data_dir(common)?;
     // What would be wrong with the first session is said now.

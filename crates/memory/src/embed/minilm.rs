@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
 use std::path::Path;
 
 use everstream_kernels::Isa;
@@ -79,9 +80,14 @@ impl MiniLm {
         let config = files.config()?;
         files.check_pooling()?;
         let max_pieces = files.max_pieces(&config)?;
+        let (tokenizer, network) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| files.tokenizer(&config, max_pieces));
+            let network = files.network(&config, max_pieces, options);
+            (tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)), network)
+        });
         let mut model = Self {
-            tokenizer: files.tokenizer(&config, max_pieces)?,
-            network: files.network(&config, max_pieces, options)?,
+            tokenizer: tokenizer?,
+            network: network?,
             max_pieces,
             // Below the vocabulary's size, as `config` checked.
             pad_id: u32::try_from(config.pad_token_id).unwrap_or(0),
