@@ -31,6 +31,7 @@ mod activations;
 mod attention;
 mod bandwidth;
 mod buffer;
+mod distances;
 mod elementwise;
 mod formats;
 mod isa;
@@ -50,6 +51,7 @@ pub use attention::{
 };
 pub use bandwidth::read_bandwidth;
 pub use buffer::Arena;
+pub use distances::squared_distances;
 pub use elementwise::{
     Activation, add_assign, gated, gelu, layer_norm, log_sum_exp, rms_norm, rms_norm_in_place,
     soft_cap,

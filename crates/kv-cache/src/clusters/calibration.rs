@@ -199,33 +199,23 @@ impl Calibration {
             return;
         }
         let dim = buffers.head_dim();
-        let sampled = self.keys.chunks_exact(dim).zip(self.values.chunks_exact(dim));
-        let rows = sampled.zip(&reference.sampled).map(|((key, value), (_, rotation))| {
-            let (mut raw, mut rotated, mut wide) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
-            Element::widen(key, &mut raw);
-            Element::widen(value, &mut wide);
-            rotation.apply(&raw, 1.0, &mut rotated);
-            (rotated, wide)
+        let mut raw = vec![0.0; dim];
+        let evicted = Rows::new(dim, reference.sampled.len(), |i, key, value| {
+            Element::widen(&self.keys[i * dim..][..dim], &mut raw);
+            Element::widen(&self.values[i * dim..][..dim], value);
+            reference.sampled[i].1.apply(&raw, 1.0, key);
         });
-        let evicted = Rows::new(dim, rows);
-        let rows = reference.seen.iter().map(|(_, slot, rotation)| {
-            let (mut raw, mut rotated, mut value) =
-                (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
-            buffers.read_raw(*slot, &mut raw, &mut value);
-            rotation.apply(&raw, 1.0, &mut rotated);
-            (rotated, value)
+        let seen = Rows::new(dim, reference.seen.len(), |i, key, value| {
+            let (_, slot, rotation) = &reference.seen[i];
+            buffers.read_raw(*slot, &mut raw, value);
+            rotation.apply(&raw, 1.0, key);
         });
-        let seen = Rows::new(dim, rows);
-        let in_cache = |slots: &mut dyn Iterator<Item = Slot>| {
-            let rows = slots.map(|slot| {
-                let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);
-                buffers.read(slot, &mut key, &mut value);
-                (key, value)
-            });
-            Rows::new(dim, rows)
-        };
-        let sinks = in_cache(&mut (0..reference.n_sinks_seen as u32).map(Slot));
-        let clusters = in_cache(&mut reference.cluster_slots.iter().copied());
+        let sinks = Rows::new(dim, reference.n_sinks_seen, |i, key, value| {
+            buffers.read(Slot(i as u32), key, value);
+        });
+        let clusters = Rows::new(dim, reference.cluster_slots.len(), |i, key, value| {
+            buffers.read(reference.cluster_slots[i], key, value);
+        });
         let group = queries.group;
         let log_counts = means.weights().map(|count| (count as f32).ln());
         let log_counts: Vec<f32> = (0..group).flat_map(|_| log_counts.clone()).collect();
@@ -251,8 +241,9 @@ impl Calibration {
             for (head, errors) in errors.iter_mut().enumerate() {
                 let seen = window.head(head, 0.0).and(&sinks.head(head, 0.0));
                 let wanted = seen.and(&evicted.head(head, reference.log_weight));
+                let distance = seen.distances(&clusters.head(head, 0.0), &wanted);
                 for (error, offset) in errors.iter_mut().zip(offsets()) {
-                    *error += seen.and(&clusters.head(head, offset)).distance(&wanted);
+                    *error += distance(offset);
                 }
             }
         }
@@ -288,13 +279,17 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(head_dim: usize, rows: impl Iterator<Item = (Vec<f32>, Vec<f32>)>) -> Self {
-        let (mut keys, mut values, mut n_rows) = (Vec::new(), Vec::new(), 0);
-        for (key, value) in rows {
-            keys.resize(key_tiles_len(n_rows + 1, head_dim), 0.0);
-            write_key(&mut keys, n_rows, &key);
-            values.extend_from_slice(&value);
-            n_rows += 1;
+    /// `read` writes the key and the value of a row.
+    fn new(
+        head_dim: usize,
+        n_rows: usize,
+        mut read: impl FnMut(usize, &mut [f32], &mut [f32]),
+    ) -> Self {
+        let mut keys = vec![0.0; key_tiles_len(n_rows, head_dim)];
+        let (mut key, mut values) = (vec![0.0; head_dim], vec![0.0; n_rows * head_dim]);
+        for (i, value) in values.chunks_exact_mut(head_dim).enumerate() {
+            read(i, &mut key, value);
+            write_key(&mut keys, i, &key);
         }
         Self { head_dim, n_rows, keys, values }
     }
@@ -361,8 +356,21 @@ impl Part {
         Self { out, log_mass: largest + (a + b).ln() }
     }
 
-    fn distance(&self, other: &Self) -> f64 {
-        let squares = self.out.iter().zip(&other.out).map(|(x, y)| f64::from((x - y) * (x - y)));
-        squares.sum()
+    /// How far this part with `other` is from `wanted`, squared, by what is added to the mass of
+    /// `other`.
+    fn distances(&self, other: &Self, wanted: &Self) -> impl Fn(f32) -> f64 + use<> {
+        // |x + s (y - x) - w|^2 = |x - w|^2 + 2 s (x - w)(y - x) + s^2 |y - x|^2
+        let (mut apart, mut along, mut moved) = (0.0, 0.0, 0.0);
+        for ((x, y), w) in self.out.iter().zip(&other.out).zip(&wanted.out) {
+            let (x, y, w) = (f64::from(*x), f64::from(*y), f64::from(*w));
+            apart += (x - w) * (x - w);
+            along += (x - w) * (y - x);
+            moved += (y - x) * (y - x);
+        }
+        let lead = self.log_mass - other.log_mass;
+        move |offset| {
+            let share = 1.0 / (1.0 + f64::from(lead - offset).exp());
+            apart + 2.0 * share * along + share * share * moved
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The k means of one KV head.
 
+use everstream_kernels::{Isa, squared_distances};
+
 use super::{ClusterConfig, ClusterForm, Segment};
 use crate::buffers::Number;
 use crate::rng::SplitMix64;
@@ -69,25 +71,16 @@ impl Means {
 
     /// Adds tokens: first `n_new` clusters begin where k-means++ says, then each token goes to the
     /// cluster with the nearest mean.
-    pub(super) fn add(&mut self, segment: &Segment, n_new: usize, rng: &mut SplitMix64) {
+    pub(super) fn add(&mut self, isa: Isa, segment: &Segment, n_new: usize, rng: &mut SplitMix64) {
         let dim = self.head_dim;
-        // Of each token the squared distance to the nearest mean, and which that is.
-        let mut nearest = vec![(f32::INFINITY, 0); segment.keys.len() / dim];
-        let look_at = |nearest: &mut [(f32, usize)], mean: &[f32], cluster: usize| {
-            for (key, nearest) in segment.keys.chunks_exact(dim).zip(nearest) {
-                let distance = squared_distance(key, mean);
-                if distance < nearest.0 {
-                    *nearest = (distance, cluster);
-                }
-            }
-        };
+        let mut nearest = Nearest::new(isa, segment, dim);
         for (cluster, mean) in self.keys.chunks_exact(dim).enumerate() {
-            look_at(&mut nearest, mean, cluster);
+            nearest.look_at(mean, cluster);
         }
         for _ in 0..n_new {
-            let at = draw(&nearest, rng) * dim..;
+            let at = draw(&nearest.distances, rng) * dim..;
             let (key, value) = (&segment.keys[at.clone()][..dim], &segment.values[at][..dim]);
-            look_at(&mut nearest, key, self.counts.len());
+            nearest.look_at(key, self.counts.len());
             self.keys.extend_from_slice(key);
             self.values.extend_from_slice(value);
             self.counts.push(0);
@@ -96,7 +89,7 @@ impl Means {
                 values.extend_from_slice(value);
             }
         }
-        for ((key, value), &(_, cluster)) in segment.rows(dim).zip(&nearest) {
+        for ((key, value), &cluster) in segment.rows(dim).zip(&nearest.clusters) {
             self.counts[cluster] += 1;
             let (at, step) = (
                 cluster * dim..(cluster + 1) * dim,
@@ -109,7 +102,7 @@ impl Means {
             move_to(&mut self.values[at], value);
         }
         let Some([keys, values]) = &mut self.medoids else { return };
-        for ((key, value), &(_, cluster)) in segment.rows(dim).zip(&nearest) {
+        for ((key, value), &cluster) in segment.rows(dim).zip(&nearest.clusters) {
             let at = cluster * dim..(cluster + 1) * dim;
             let mean = &self.keys[at.clone()];
             if squared_distance(key, mean) < squared_distance(&keys[at.clone()], mean) {
@@ -120,16 +113,44 @@ impl Means {
     }
 }
 
+/// Of each token of a segment the nearest mean that was looked at.
+struct Nearest<'a> {
+    isa: Isa,
+    segment: &'a Segment,
+    /// Squared distances from the nearest one, and from the newest: infinite where there is none.
+    distances: Vec<f32>,
+    newest: Vec<f32>,
+    clusters: Vec<usize>,
+}
+
+impl<'a> Nearest<'a> {
+    fn new(isa: Isa, segment: &'a Segment, head_dim: usize) -> Self {
+        let n_tokens = segment.keys.len() / head_dim;
+        let (distances, newest) = (vec![f32::INFINITY; n_tokens], vec![0.0; n_tokens]);
+        Self { isa, segment, distances, newest, clusters: vec![0; n_tokens] }
+    }
+
+    fn look_at(&mut self, mean: &[f32], cluster: usize) {
+        squared_distances(self.isa, &self.segment.tiles, mean, &mut self.newest);
+        let nearest = self.distances.iter_mut().zip(&mut self.clusters);
+        for (&newest, (distance, nearest)) in self.newest.iter().zip(nearest) {
+            let is_nearer = newest < *distance;
+            *distance = if is_nearer { newest } else { *distance };
+            *nearest = if is_nearer { cluster } else { *nearest };
+        }
+    }
+}
+
 /// A token, by chance in proportion to its squared distance from the nearest mean; any of them if
 /// there is no mean, or none is away from one.
-fn draw(nearest: &[(f32, usize)], rng: &mut SplitMix64) -> usize {
-    let weight = |n: &(f32, usize)| if n.0.is_finite() { f64::from(n.0) } else { 1.0 };
-    let mut left = rng.unit() * nearest.iter().map(weight).sum::<f64>();
-    let chosen = nearest.iter().position(|n| {
-        left -= weight(n);
+fn draw(distances: &[f32], rng: &mut SplitMix64) -> usize {
+    let weight = |x: &f32| if x.is_finite() { f64::from(*x) } else { 1.0 };
+    let mut left = rng.unit() * distances.iter().map(weight).sum::<f64>();
+    let chosen = distances.iter().position(|x| {
+        left -= weight(x);
         left < 0.0
     });
-    chosen.unwrap_or_else(|| rng.below(nearest.len()))
+    chosen.unwrap_or_else(|| rng.below(distances.len()))
 }
 
 /// In eight partial sums: the lengths are multiples of 16.
@@ -156,7 +177,7 @@ mod tests {
     fn segment(n_tokens: usize, rng: &mut SplitMix64, value: impl Fn(usize) -> f32) -> Segment {
         let keys = (0..n_tokens * DIM).map(|_| rng.unit() as f32 - 0.5).collect();
         let values = (0..n_tokens * DIM).map(|i| value(i % DIM)).collect();
-        Segment { keys, values }
+        Segment::new(DIM, keys, values)
     }
 
     /// Each token in f64, and each mean computed from all its members again.
@@ -178,13 +199,13 @@ mod tests {
                 };
                 let n_new = 2.min(6 - centres.len());
                 let mut twin = rng.clone();
-                means.add(&segment, n_new, &mut rng);
+                means.add(Isa::detect(), &segment, n_new, &mut rng);
                 for _ in 0..n_new {
                     let nearest = |key: &Vec<f64>| {
                         let all = centres.iter().map(|c: &Vec<f64>| distance(key, c));
                         all.fold(f64::INFINITY, f64::min) as f32
                     };
-                    let nearest: Vec<_> = keys.iter().map(|key| (nearest(key), 0)).collect();
+                    let nearest: Vec<_> = keys.iter().map(nearest).collect();
                     centres.push(keys[draw(&nearest, &mut twin)].clone());
                 }
                 for key in &keys {
@@ -238,7 +259,8 @@ mod tests {
             // The keys of later text are others.
             let mut segment = segment(n_tokens, &mut rng, |d| if d == tenth { 1.0 } else { 0.0 });
             segment.keys.iter_mut().for_each(|x| *x += tenth as f32 * 0.1);
-            means.add(&segment, if i < 4 { 16 } else { 0 }, &mut rng);
+            segment = Segment::new(DIM, segment.keys, segment.values);
+            means.add(Isa::detect(), &segment, if i < 4 { 16 } else { 0 }, &mut rng);
             n_added += n_tokens;
         }
         assert!(n_added > 200_000);
@@ -255,9 +277,9 @@ mod tests {
     fn equal_keys_and_numbers_that_are_none_make_no_trouble() {
         for number in [0.5, f32::NAN, f32::INFINITY] {
             let keys = vec![number; 32 * DIM];
-            let segment = Segment { values: keys.clone(), keys };
+            let segment = Segment::new(DIM, keys.clone(), keys);
             let mut means = means(ClusterForm::Medoid);
-            means.add(&segment, 8, &mut SplitMix64::new(1));
+            means.add(Isa::detect(), &segment, 8, &mut SplitMix64::new(1));
             assert_eq!(means.counts.len(), 8);
             assert_eq!(means.counts.iter().sum::<u64>(), 32);
         }

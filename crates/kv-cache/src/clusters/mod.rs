@@ -10,7 +10,7 @@ mod means;
 use std::fmt;
 use std::ops::Range;
 
-use everstream_kernels::{Isa, Pool, Rotation};
+use everstream_kernels::{Isa, Pool, Rotation, key_tiles_len, write_key};
 
 use self::calibration::{Calibration, N_QUERIES, Reference, SAMPLED_TOKENS};
 use self::means::Means;
@@ -212,9 +212,19 @@ pub struct Compute<'a> {
 struct Segment {
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// The keys in tiles.
+    tiles: Vec<f32>,
 }
 
 impl Segment {
+    fn new(head_dim: usize, keys: Vec<f32>, values: Vec<f32>) -> Self {
+        let n_tokens = keys.len() / head_dim;
+        let mut tiles = vec![0.0; key_tiles_len(n_tokens, head_dim)];
+        let rows = keys.chunks_exact(head_dim).enumerate();
+        rows.for_each(|(i, key)| write_key(&mut tiles, i, key));
+        Self { keys, values, tiles }
+    }
+
     fn rows(&self, head_dim: usize) -> impl Iterator<Item = (&[f32], &[f32])> {
         self.keys.chunks_exact(head_dim).zip(self.values.chunks_exact(head_dim))
     }
@@ -365,7 +375,7 @@ impl Clusters {
             for (layer, kv_head, head, buffers) in tasks {
                 let positions = &positions[kind_of[*layer]];
                 let seed = ((*layer as u64) << 32) + *kv_head as u64;
-                work.add(positions, seed, head, buffers);
+                work.add(compute.isa, positions, seed, head, buffers);
                 if let Some(reference) = &positions.reference {
                     let queries =
                         Queries { of_layer: &queries[*layer], first_head: *kv_head * group, group };
@@ -406,21 +416,22 @@ struct Work<'a> {
 impl Work<'_> {
     fn add(
         &self,
+        isa: Isa,
         positions: &Positions,
         seed: u64,
         head: &mut HeadClusters,
         buffers: &mut HeadBuffers,
     ) {
         let (dim, n_tokens) = (self.head_dim, range_len(&self.tokens));
-        let mut segment =
-            Segment { keys: vec![0.0; n_tokens * dim], values: vec![0.0; n_tokens * dim] };
-        let rows = segment.keys.chunks_exact_mut(dim).zip(segment.values.chunks_exact_mut(dim));
+        let (mut keys, mut values) = (vec![0.0; n_tokens * dim], vec![0.0; n_tokens * dim]);
+        let rows = keys.chunks_exact_mut(dim).zip(values.chunks_exact_mut(dim));
         for (i, (key, value)) in rows.enumerate() {
             buffers.read_raw(self.after.slot(self.tokens.start.after(i)), key, value);
         }
+        let segment = Segment::new(dim, keys, values);
         let mut rng = SplitMix64::new(self.config.seed ^ seed ^ self.number.rotate_left(48));
         let n_new = positions.clusters.len() - head.means.counts.len();
-        head.means.add(&segment, n_new, &mut rng);
+        head.means.add(isa, &segment, n_new, &mut rng);
         let mut rotated = vec![0.0; dim];
         for (i, rotation) in positions.clusters.iter().enumerate() {
             let (key, value) = head.means.row(i);
