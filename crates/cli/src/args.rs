@@ -21,7 +21,7 @@ mod memory;
 mod sample;
 mod serve;
 
-use clusters::ClusterArgs;
+pub(crate) use clusters::ClusterArgs;
 pub(crate) use eval::{AllArgs, EvalArgs, EvalCommand, ReportArgs, RunArgs};
 pub(crate) use memory::{
     ExportArgs, ImportArgs, MemoryAction, MemoryArgs, NamedSession, RemoveArgs, SearchArgs,
@@ -108,6 +108,9 @@ pub(crate) enum Command {
     /// List known models
     #[command(after_help = examples::MODELS)]
     Models(ModelsArgs),
+    /// Delete a model from the cache folder
+    #[command(after_help = examples::RM)]
+    Rm(RmArgs),
 }
 
 /// Which model.
@@ -671,6 +674,15 @@ pub(crate) struct InspectArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct PullArgs {
     /// A known name, hf:ORG/REPO/FILE, or a path to check
+    pub(crate) model: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RmArgs {
+    /// A known name or hf:ORG/REPO/FILE
     pub(crate) model: String,
     /// Print one JSON object
     #[arg(long)]

@@ -82,6 +82,11 @@ Examples:
   everstream pull ./model.gguf                  only checks the file
   everstream --cache-dir /data/models pull minilm --json";
 
+pub(crate) const RM: &str = "\
+Examples:
+  everstream rm qwen2.5-coder-1.5b
+  everstream rm hf:ORG/REPO/FILE.gguf";
+
 pub(crate) const MODELS: &str = "\
 Examples:
   everstream models

@@ -15,7 +15,7 @@ use everstream_runtime::memory::{
 use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{Policy, SessionConfig, Storage};
 
-use crate::args::{Common, IndexArg, IndexArgs, SessionArgs};
+use crate::args::{ClusterArgs, Common, IndexArg, IndexArgs, SessionArgs};
 use crate::output;
 use crate::output::PullProgress;
 
@@ -196,12 +196,14 @@ fn open_model(common: &Common, files: &ModelFiles) -> anyhow::Result<Arc<Model>>
     Ok(Arc::new(Model::open(&files.main, options(common)?)?))
 }
 
-/// A language model and, if the policy remembers, the sentence encoder, opened side by side. If nobody
+/// A language model that `clusters` were measured to help, if there are any, and, if the policy
+/// remembers, the sentence encoder, opened side by side. If nobody
 /// asked for policy `remember`, and no sentence encoder can be had, the session goes on without
 /// memory, and that is said.
 pub(crate) fn model_and_encoder(
     common: &Common,
     name: &str,
+    clusters: &ClusterArgs,
     asked: Option<Policy>,
     config: &mut SessionConfig,
 ) -> anyhow::Result<(Arc<Model>, Encoder)> {
@@ -212,8 +214,10 @@ pub(crate) fn model_and_encoder(
         let encoder = scope.spawn(|| open_encoder(common, encoder?));
         (open_model(common, &files), encoder.join())
     });
+    let encoder = encoder.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let model = model?;
-    match encoder.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+    clusters.check(&model.config().name)?;
+    match encoder {
         Err(error) if asked.is_none() => {
             let why = output::one_line(&error);
             output::note(&format!("going on without memory, as with --policy sink: {why}"));

@@ -45,5 +45,6 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => commands::inspect::run(&cli.common, args),
         Command::Pull(args) => commands::models::pull(&cli.common, args),
         Command::Models(args) => commands::models::list(&cli.common, args),
+        Command::Rm(args) => commands::models::remove(&cli.common, args),
     }
 }

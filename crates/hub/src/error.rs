@@ -66,6 +66,12 @@ pub enum HubError {
         /// Where it would be.
         dir: PathBuf,
     },
+    /// A path, where only a model of the cache folder can be meant.
+    #[error("{} is not in the cache folder: delete it yourself, or give a name", path.display())]
+    NotInCache {
+        /// The path.
+        path: PathBuf,
+    },
     /// The cache folder cannot be written.
     #[error("cannot write to the cache folder {}: {reason}; choose another", path.display())]
     CacheFolder {

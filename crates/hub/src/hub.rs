@@ -143,6 +143,29 @@ impl Hub {
         self.pull_into(&staging, wanted, progress)
     }
 
+    /// Deletes a model from the cache folder, whatever its state. Returns the bytes of its files; `None`
+    /// if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`HubError::NotInCache`] for a path, [`HubError::UnknownName`], [`HubError::CacheFolder`].
+    pub fn remove(
+        &self,
+        spec: &Spec,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<u64>, HubError> {
+        let wanted = match self.target(spec)? {
+            Target::Local(path) => return Err(HubError::NotInCache { path: path.to_owned() }),
+            Target::Cached(wanted) => wanted,
+        };
+        if !self.dir(&wanted.key).exists() {
+            return Ok(None);
+        }
+        let staging = Staging::open(&self.config.cache_dir, &wanted.key, progress)?;
+        let path = &self.config.cache_dir;
+        staging.remove().map_err(|reason| HubError::CacheFolder { path: path.clone(), reason })
+    }
+
     /// The models of the table, and whether they are here; reads no model file.
     #[must_use]
     pub fn list(&self) -> Vec<Listed> {

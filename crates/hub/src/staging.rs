@@ -5,7 +5,7 @@
 //! CACHE/pulling/KEY.lock        held while KEY is being pulled
 //! CACHE/pulling/KEY/stage/      becomes models/KEY with one rename
 //! CACHE/pulling/KEY/scratch/    what pip or the hub's client leave behind
-//! CACHE/pulling/KEY/replaced/   a damaged models/KEY on its way out
+//! CACHE/pulling/KEY/replaced/   a models/KEY on its way out: damaged, or not wanted any more
 //! ```
 //!
 //! Everything below `pulling` is on the file system of `models`, so a rename suffices. Whoever
@@ -121,6 +121,20 @@ impl Staging {
     }
 }
 
+impl Staging {
+    /// Takes the model away in one step; its files go when `self` does. Returns their bytes, `None` if
+    /// there is no such model.
+    pub(crate) fn remove(&self) -> io::Result<Option<u64>> {
+        let bytes = match tree_bytes(&self.target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes?,
+        };
+        fs::rename(&self.target, self.root.join("replaced"))?;
+        self.target.parent().map_or(Ok(()), sync_dir)?;
+        Ok(Some(bytes))
+    }
+}
+
 impl Drop for Staging {
     fn drop(&mut self) {
         if self.lock.is_some() {
@@ -178,6 +192,19 @@ fn remove_tree(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Bytes of all files in `dir` and its folders.
+fn tree_bytes(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        bytes += match entry.file_type()?.is_dir() {
+            true => tree_bytes(&entry.path())?,
+            false => entry.metadata()?.len(),
+        };
+    }
+    Ok(bytes)
 }
 
 /// Flushes the names in `dir` and its folders; their contents were flushed when written.

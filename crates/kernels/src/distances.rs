@@ -11,7 +11,8 @@ use crate::{Isa, TILE};
 /// Unless there is room for 16 distances of each tile.
 pub fn squared_distances(isa: Isa, tiles: &[f32], point: &[f32], out: &mut [f32]) {
     assert!(out.len().is_multiple_of(TILE), "{} rows are no whole tiles", out.len());
-    assert_eq!(tiles.len(), out.len() * point.len(), "components of {} rows", out.len());
+    let len = out.len().checked_mul(point.len());
+    assert_eq!(Some(tiles.len()), len, "components of {} rows", out.len());
     isa.run(Distances { tiles, point, out });
 }
 
@@ -36,7 +37,10 @@ impl Kernel for Distances<'_> {
                 self.measure::<S, 4>(done);
                 done += 4;
             }
-            (done..n_tiles).for_each(|tile| self.measure::<S, 1>(tile));
+            while done < n_tiles {
+                self.measure::<S, 1>(done);
+                done += 1;
+            }
         }
     }
 }

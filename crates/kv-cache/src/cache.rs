@@ -291,9 +291,19 @@ impl KvCache {
         (self.n_appended, self.n_ahead) = (0, n_ahead);
     }
 
-    /// Takes the next row that stands ahead: it is the end of the stream now. `false` if there is
-    /// none, or if anything but this was done since [`KvCache::commit`], since what a row sees may be
-    /// another thing now.
+    /// Rows that stand ahead of the stream: none if anything but [`KvCache::take_ahead`] was done since
+    /// [`KvCache::commit`], since what a row sees may be another thing now.
+    #[must_use]
+    pub fn n_ahead(&self) -> usize {
+        self.n_ahead
+    }
+
+    /// Forgets them.
+    pub fn drop_ahead(&mut self) {
+        self.n_ahead = 0;
+    }
+
+    /// Takes the next of them: it is the end of the stream now. `false` if there is none.
     pub fn take_ahead(&mut self) -> bool {
         let Some(n_left) = self.n_ahead.checked_sub(1) else { return false };
         self.timeline.advance(1);

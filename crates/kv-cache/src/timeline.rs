@@ -320,9 +320,10 @@ impl Timeline {
         self.first_of_window().min(oldest)..oldest
     }
 
-    /// Tokens whose rows are still in the ring, the oldest of them perhaps no longer visible.
+    /// Tokens whose rows are still in the ring, the oldest of them perhaps no longer visible, if
+    /// nothing was ever written beyond the end of the stream.
     #[must_use]
-    pub fn held(&self) -> Range<TokenPos> {
+    pub(crate) fn held(&self) -> Range<TokenPos> {
         let oldest = self.next.before(self.ring_slots()).max(self.first_of_window());
         oldest.min(self.next)..self.next
     }

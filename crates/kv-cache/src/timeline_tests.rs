@@ -10,6 +10,7 @@ enum Item {
     Token(usize),
     /// Number of the recall, so that stale rows show, and of the token in it.
     Recalled(usize, usize),
+    Cluster(usize),
 }
 
 /// The naive model.
@@ -24,10 +25,42 @@ struct Stream {
     hidden_before: usize,
     /// The same for each token of the stream.
     hidden_of: Vec<usize>,
+    /// Behind the sinks, if there are any, and the tokens that are added to them at once.
+    clusters: Option<(usize, usize)>,
 }
 
 impl Stream {
-    /// What the query at `t` sees, in order; itself last.
+    /// Segments that are in clusters when the query at `t` is made: whole ones of what has left.
+    fn segments_at(&self, t: usize) -> usize {
+        let n_left = t.saturating_sub(self.window + self.n_sink);
+        self.clusters.map_or(0, |(_, segment)| n_left / segment)
+    }
+
+    /// Clusters at that time: a quarter of them begins with each of the first segments.
+    fn clusters_at(&self, t: usize) -> usize {
+        let (most, segment) = self.clusters.unwrap_or_default();
+        most.min(self.segments_at(t) * most.div_ceil(4).min(segment.max(1)))
+    }
+
+    /// What the query at `t` sees, by places, in order; itself last. All clusters have one place, which is
+    /// empty for who does not see the whole window.
+    fn places_of(&self, t: usize) -> Vec<Vec<Item>> {
+        let mut places: Vec<Vec<Item>> =
+            self.cache_of(t).into_iter().map(|item| vec![item]).collect();
+        let n_clusters = if t < self.n_sink { 0 } else { self.clusters_at(t) };
+        if n_clusters > 0 {
+            let sees_all = self.hidden_at(t) <= self.n_sink.max(t.saturating_sub(self.window));
+            let n_seen = if sees_all { n_clusters } else { 0 };
+            places.insert(self.n_sink, (0..n_seen).map(Item::Cluster).collect());
+        }
+        places
+    }
+
+    fn hidden_at(&self, t: usize) -> usize {
+        self.hidden_of.get(t).copied().unwrap_or(self.hidden_before).min(t)
+    }
+
+    /// The same without clusters.
     fn cache_of(&self, t: usize) -> Vec<Item> {
         let hidden_before = self.hidden_of.get(t).copied().unwrap_or(self.hidden_before);
         let window = self.window_of(t).filter(|&p| p == t || p >= hidden_before);
@@ -82,12 +115,36 @@ impl Run {
             recall: None,
             hidden_before: 0,
             hidden_of: Vec::new(),
+            clusters: None,
         };
         Self { timeline, stream, rows, n_recalls: 0, is_near: false }
     }
 
     fn sink(n_sink: usize, window_tokens: usize, recall: usize, chunk: usize) -> Self {
         Self::new(Arc::new(SinkWindow { n_sink, window_tokens }), recall, chunk)
+    }
+
+    fn with_clusters(mut self, n_clusters: usize, segment_tokens: usize) -> Self {
+        let config = ClusterConfig { n_clusters, segment_tokens, ..Default::default() };
+        self.timeline = self.timeline.with_clusters(Some(config));
+        self.rows = vec![None; self.timeline.n_slots()];
+        self.stream.clusters = Some((n_clusters, segment_tokens));
+        self
+    }
+
+    /// As [`crate::KvCache`] does before it plans.
+    fn settle_clusters(&mut self) {
+        let Some(due) = self.timeline.due_for_clusters() else { return };
+        let held = self.timeline.held();
+        assert!(held.start <= due.start && due.end <= held.end, "{due:?} of {held:?}");
+        let n_clusters = self.stream.clusters_at(self.len());
+        self.timeline.clustered(n_clusters);
+        assert!(self.timeline.due_for_clusters().is_none());
+        for i in 0..n_clusters {
+            let slot = self.timeline.cluster_slot(i).0 as usize;
+            self.rows[slot] = Some((Item::Cluster(i), self.timeline.cluster_pos(i)));
+        }
+        self.rotate_recalled();
     }
 
     fn len(&self) -> usize {
@@ -100,6 +157,7 @@ impl Run {
     }
 
     fn append_with(&mut self, n_tokens: usize, starts: &[usize]) -> Vec<RowPlan> {
+        self.settle_clusters();
         let passed = self.is_near && self.stream.window_has_passed(self.len());
         assert_eq!(self.timeline.is_move_due(), passed, "{self:?}");
         if passed {
@@ -143,7 +201,9 @@ impl Run {
     fn longest_chunk(&self, n_tokens: usize) -> usize {
         let limit = n_tokens.min(self.timeline.chunk_tokens());
         let moves = |i: &usize| self.is_near && self.stream.window_has_passed(self.len() + i);
-        (1..limit).find(moves).unwrap_or(limit)
+        let segments_after = |i: &usize| self.stream.segments_at(self.len() + i);
+        let adds = |i: &usize| segments_after(i) > segments_after(&0);
+        (1..limit).find(|i| moves(i) || adds(i)).unwrap_or(limit)
     }
 
     fn recall(&mut self, place: Place, len: usize) {
@@ -206,11 +266,16 @@ impl Run {
         // Sums run in this order, which must not depend on where the ring wraps.
         let tokens = || seen.iter().filter(|s| matches!(s.1, Item::Token(_)));
         assert!(tokens().is_sorted_by_key(|s| s.1), "{row:?}");
-        seen.sort_unstable_by_key(|s| std::cmp::Reverse(s.0));
-        let list = self.stream.cache_of(t);
-        let distances = (0..list.len() as i64).rev();
-        assert_eq!(seen, distances.zip(list).collect::<Vec<_>>(), "query {t} of {self:?}");
-        let budget = self.stream.n_sink + self.timeline.recall_tokens() + self.stream.window;
+        seen.sort_by_key(|s| std::cmp::Reverse(s.0));
+        let places = self.stream.places_of(t);
+        let distances = (0..places.len() as i64).rev();
+        let expected = distances
+            .zip(places)
+            .flat_map(|(distance, items)| items.into_iter().map(move |item| (distance, item)));
+        assert_eq!(seen, expected.collect::<Vec<_>>(), "query {t} of {self:?}");
+        let n_places = usize::from(self.stream.clusters.is_some());
+        let budget =
+            self.stream.n_sink + n_places + self.timeline.recall_tokens() + self.stream.window;
         assert!(row.cache_pos.0 <= budget as u64, "{row:?} beyond the budget of {budget}");
     }
 
@@ -231,7 +296,12 @@ impl Run {
         let sinks = n.min(self.stream.n_sink);
         let recalled = self.stream.recall.as_ref().map_or(0, |r| r.2.len());
         let window = is_visible[sinks..n].iter().filter(|v| **v).count();
-        assert_eq!(timeline.sections(), Sections { sinks, clusters: 0, recalled, window });
+        // What is due is added before the next query.
+        let clusters = timeline.sections().clusters;
+        if timeline.due_for_clusters().is_none() {
+            assert_eq!(clusters, self.stream.clusters_at(n));
+        }
+        assert_eq!(timeline.sections(), Sections { sinks, clusters, recalled, window });
         assert!(recalled <= timeline.recall_tokens() && window <= self.stream.window);
         let (evicted, held) = (timeline.evicted(), timeline.held());
         assert!(evicted.start <= evicted.end && held.start <= held.end && held.end.0 == n as u64);
@@ -299,6 +369,27 @@ fn random_operations_agree_with_the_naive_model() {
             random_step(&mut run, &mut rng);
         }
     }
+}
+
+/// With clusters behind the sinks, which come as segments leave.
+#[test]
+fn random_operations_with_clusters_agree_with_the_naive_model() {
+    let mut n_seen = 0;
+    for seed in 0..400 {
+        let mut rng = Rng(seed);
+        let (sink, window) = (rng.below(6), 1 + rng.below(24));
+        let mut run = Run::sink(sink, window, rng.below(12), 1 + rng.below(9))
+            .with_clusters(1 + rng.below(20), 16 * (1 + rng.below(2)));
+        for _ in 0..100 {
+            random_step(&mut run, &mut rng);
+            let state = run.timeline.state();
+            let mut again = run.timeline.clone();
+            again.restore(&state).unwrap();
+            assert_eq!(again.state(), state);
+        }
+        n_seen += run.timeline.sections().clusters;
+    }
+    assert!(n_seen > 400);
 }
 
 #[test]

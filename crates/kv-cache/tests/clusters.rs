@@ -16,8 +16,17 @@ const SINKS: usize = 4;
 const WINDOW: usize = 32;
 
 fn cache(clusters: ClusterConfig, raw_keys: RawKeys) -> Result<KvCache, CacheError> {
+    sliding_cache(clusters, raw_keys, None)
+}
+
+/// One layer, in which a query sees so many tokens at most.
+fn sliding_cache(
+    clusters: ClusterConfig,
+    raw_keys: RawKeys,
+    window_tokens: Option<usize>,
+) -> Result<KvCache, CacheError> {
     KvCache::new(&CacheConfig {
-        kinds: vec![LayerKind { rope: Rope::new(10_000.0, DIM), window_tokens: None }],
+        kinds: vec![LayerKind { rope: Rope::new(10_000.0, DIM), window_tokens }],
         layers: vec![0],
         n_kv_heads: 1,
         group: 2,
@@ -73,7 +82,14 @@ fn read(cache: &mut KvCache, n_tokens: usize, n_kinds: usize) -> Vec<f32> {
         });
         let forms = [&forms[0][..], &forms[1][..]];
         let queries = QueryHeads { first: 0, forms, is_alone: false };
-        heads[0].attend(Isa::detect(), &row.spans, None, queries, &mut Vec::new(), &mut out);
+        heads[0].attend(
+            Isa::detect(),
+            &row.sliding_spans,
+            None,
+            queries,
+            &mut Vec::new(),
+            &mut out,
+        );
         cache.commit(0);
     }
     out
@@ -157,6 +173,32 @@ fn a_cluster_of_equal_tokens_is_all_of_them() {
                     assert_near(&out[head * DIM..][..DIM], &naive(token, head, position, &seen));
                 }
             }
+        }
+    }
+}
+
+/// A layer with a window of its own sees clusters if their place is near enough, all of them or none.
+#[test]
+fn a_sliding_layer_sees_clusters_as_far_as_it_reaches() {
+    let (n_kinds, n_tokens) = (3, 150);
+    let (token, n_before) = (n_tokens - 1, SINKS + 1);
+    let n_left = (token - WINDOW - SINKS) / 16 * 16;
+    // The query stands at `n_before + WINDOW`, the clusters in front of the window.
+    let everything = n_before + WINDOW + 1;
+    for width in [1, 7, WINDOW, WINDOW + 1, WINDOW + 2, WINDOW + 3, everything, 1000] {
+        let config = config(16, ClusterBias::LogCount);
+        let mut cache = sliding_cache(config, RawKeys::Keep, Some(width)).unwrap();
+        let out = read(&mut cache, n_tokens, n_kinds);
+        assert_eq!(cache.sections().clusters, 16);
+        let left = (SINKS..SINKS + n_left).map(|t| (kind_of(t, n_kinds), SINKS, 1.0));
+        let window = (token - WINDOW..=token)
+            .map(|t| (kind_of(t, n_kinds), n_before + t + WINDOW - token, 1.0));
+        let sinks = (0..SINKS).map(|t| (kind_of(t, n_kinds), t, 1.0));
+        let is_near = |seen: &(usize, usize, f64)| seen.1 + width > n_before + WINDOW;
+        let seen: Vec<_> = sinks.chain(left).chain(window).filter(is_near).collect();
+        for head in 0..2 {
+            let expected = naive(token, head, n_before + WINDOW, &seen);
+            assert_near(&out[head * DIM..][..DIM], &expected);
         }
     }
 }

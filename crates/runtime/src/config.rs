@@ -140,8 +140,9 @@ pub struct SessionConfig {
     /// Where a `dense` stream ends.
     pub max_tokens: usize,
     /// Tokens of an answer that are guessed at most, by what stood in the stream before, and computed
-    /// with the one before them; 0 guesses none. They change nothing but the time. Not with clusters,
-    /// nor with `recompute`.
+    /// with the one before them; 0 guesses none, and more than 19 are never guessed. They change nothing
+    /// but the time. Streams that take their steps together share them; not with clusters, nor with
+    /// `recompute`.
     pub draft_tokens: usize,
     /// Storage type of keys and values in the cache.
     pub kv_type: KvType,

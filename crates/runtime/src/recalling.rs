@@ -329,9 +329,7 @@ impl Session {
             self.last_recall = Some(recall);
             return Ok(());
         }
-        let texts = recall.texts.iter().flat_map(|text| &text.tokens);
-        let tokens = texts.chain(recall.blocks.iter().flat_map(|b| b.tokens()));
-        let tokens: Vec<u32> = tokens.copied().collect();
+        let tokens: Vec<u32> = recall.tokens().collect();
         self.model.check_tokens(&tokens)?;
         // Tried on the positions alone, so that the last recall ends only if this one begins.
         let mut trial = self.cache.timeline().clone();

@@ -20,14 +20,14 @@ pub(crate) const MAX_MATCH: usize = 16;
 pub(crate) struct Recent(Vec<u32>);
 
 impl Recent {
-    /// A stream that ends so. There is room for all that will be kept: reading takes none.
+    /// A stream that ends so, with room for all that it will keep.
     pub(crate) fn new(tokens: &[u32]) -> Self {
         let mut recent = Self(Vec::with_capacity(2 * SEARCHED_TOKENS));
         recent.push(tokens, SEARCHED_TOKENS);
         recent
     }
 
-    /// Appends tokens, as many as a chunk at most; the newest `n_kept` stay, perhaps with older ones.
+    /// Appends tokens; the newest `n_kept` stay, perhaps with older ones.
     pub(crate) fn push(&mut self, tokens: &[u32], n_kept: usize) {
         // Now and then, so that a token costs the same however many are kept.
         let n_all = self.0.len() + tokens.len();
@@ -35,6 +35,11 @@ impl Recent {
             self.0.drain(..(n_all - n_kept).min(self.0.len()));
         }
         self.0.extend_from_slice(tokens);
+    }
+
+    /// Forgets all but the newest `n` tokens.
+    pub(crate) fn forget_before(&mut self, n: usize) {
+        self.0.drain(..self.0.len().saturating_sub(n));
     }
 
     /// The newest `n` tokens, or all that there are.
@@ -58,17 +63,24 @@ pub(crate) fn look_up<'t>(
             let before = text[..at].iter().rev().zip(stream.iter().rev());
             let n = 1 + before.take(MAX_MATCH - 1).take_while(|(a, b)| a == b).count();
             let follows = &text[at + 1..];
-            let follows = &follows[..follows.len().min(n_guessed(n)).min(limit)];
-            if n > n_matching || (n == n_matching && follows.len() > best.len()) {
+            let n_most = n_guessed(n).min(limit);
+            let follows = &follows[..follows.len().min(n_most)];
+            if !follows.is_empty() && (n, follows.len()) > (n_matching, best.len()) {
                 (best, n_matching) = (follows, n);
+                if n == MAX_MATCH && best.len() == n_most {
+                    return best;
+                }
             }
         }
     }
     best
 }
 
+/// The most that is ever guessed.
+pub(crate) const MAX_GUESSED: usize = n_guessed(MAX_MATCH);
+
 /// How many tokens are guessed by a match of `n`: they are computed with one more.
-fn n_guessed(n: usize) -> usize {
+const fn n_guessed(n: usize) -> usize {
     (n + 1).next_multiple_of(ROWS_AT_ONCE) - 1
 }
 
@@ -101,7 +113,7 @@ mod tests {
                 guesses.push((n, text[at + 1..].iter().take(n_taken).copied().collect()));
             }
         }
-        guesses.retain(|(n, _)| *n >= MIN_MATCH);
+        guesses.retain(|(n, follows)| *n >= MIN_MATCH && !follows.is_empty());
         let key = |guess: &(usize, Vec<u32>)| (guess.0, guess.1.len());
         let best = guesses.iter().map(key).max();
         guesses.into_iter().find(|guess| Some(key(guess)) == best).unwrap_or_default().1
@@ -154,5 +166,12 @@ mod tests {
             assert!(recent.0.len() <= 20);
         }
         assert_eq!(recent.newest(0), [0u32; 0]);
+        let many: Vec<u32> = (0..50).collect();
+        recent.push(&many, 10);
+        assert_eq!((recent.newest(50), recent.0.len()), (&many[..], 50));
+        recent.forget_before(3);
+        assert_eq!(recent.newest(50), [47, 48, 49]);
+        recent.forget_before(9);
+        assert_eq!(recent.newest(50), [47, 48, 49]);
     }
 }

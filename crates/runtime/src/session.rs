@@ -276,6 +276,7 @@ impl Session {
     pub fn end_turn(&mut self) -> Result<(), SessionError> {
         self.log(|| Event::EndTurn)?;
         (self.awaits_answer, self.reading) = (false, None);
+        self.ahead = Ahead::default();
         if self.sections().recalled == 0 {
             // What follows a document sees all of its end again.
             self.cache.hide_before(TokenPos(0));
@@ -302,6 +303,10 @@ impl Session {
         self.log(|| Event::Forget(range.clone()))?;
         let Some(recorder) = &mut self.recorder else { return Ok(Vec::new()) };
         let forgotten = recorder.memory.forget(range)?;
+        if let Some(end) = forgotten.iter().map(|range| range.end).max() {
+            // Nor is it quoted, or kept as token ids.
+            self.recent.forget_before(TokenPos(self.n_tokens).since(end));
+        }
         let is_forgotten = |block: &RecalledBlock| forgotten.contains(&block.block.range());
         if self.last_recall.as_ref().is_some_and(|recall| recall.blocks.iter().any(is_forgotten)) {
             self.end_recall();

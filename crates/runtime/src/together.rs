@@ -11,7 +11,7 @@ use everstream_kv_cache::TokenPos;
 use everstream_memory::{Recall, Role};
 use everstream_model::{Sequence, Workspace};
 
-use crate::recent::{MAX_MATCH, SEARCHED_TOKENS, look_up};
+use crate::recent::{MAX_GUESSED, MAX_MATCH, SEARCHED_TOKENS, look_up};
 use crate::{Origin, Policy, Session, SessionError};
 
 /// A token that a stream takes next.
@@ -24,14 +24,14 @@ pub struct Step<'a> {
 }
 
 /// Tokens that were computed ahead of a stream as a guess, and what may follow each of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Ahead {
-    /// The token that is being appended, and the guess.
+    /// The token that was appended last, and the guess: its last [`KvCache::n_ahead`] tokens stand ahead.
+    ///
+    /// [`KvCache::n_ahead`]: everstream_kv_cache::KvCache::n_ahead
     tokens: Vec<u32>,
     /// Predictions after each token of the guess: `[tokens.len() - 1, vocab_size]`.
     logits: Vec<f32>,
-    /// Tokens of the guess that became part of the stream.
-    n_taken: usize,
 }
 
 /// How well answers were guessed by what stood in the stream before.
@@ -62,7 +62,6 @@ pub fn append_each(
 ) -> Vec<Result<(), SessionError>> {
     let Some(first) = steps.first() else { return Vec::new() };
     let model = Arc::clone(&first.session.model);
-    let start = Instant::now();
     let n_steps = steps.len();
     let mut origins = vec![Origin::turn(Role::Assistant); n_steps];
     let mut results: Vec<Result<Option<u64>, SessionError>> = steps
@@ -89,6 +88,7 @@ pub fn append_each(
         })
         .collect();
 
+    let start = Instant::now();
     let is_shared = |result: &Result<Option<u64>, SessionError>| matches!(result, Ok(Some(_)));
     let mut batch: Vec<Sequence<'_>> = steps
         .iter_mut()
@@ -105,10 +105,9 @@ pub fn append_each(
         (Ok(()), 1..) => model.logits(workspace, 0..workspace.n_rows()),
         _ => &[],
     };
-    let elapsed = start.elapsed() / n_steps as u32;
+    let elapsed = start.elapsed() / n_shared.max(1) as u32;
     for ((step, origin), result) in steps.iter_mut().zip(&mut origins).zip(&mut results) {
         let session = &mut *step.session;
-        session.timings.forward += elapsed;
         let Ok(Some(logged)) = *result else { continue };
         if let Err(error) = &forward {
             let undone = session.undo_chunk(&[step.token], logged);
@@ -119,6 +118,8 @@ pub fn append_each(
         let rows;
         (rows, logits) = logits.split_at(session.ahead.tokens.len() * vocab_size);
         let (next, ahead) = rows.split_at(vocab_size);
+        session.timings.forward += elapsed;
+        session.drafts.drafted += session.ahead.tokens.len() as u64 - 1;
         session.ahead.logits.clear();
         session.ahead.logits.extend_from_slice(ahead);
         session.logits.clear();
@@ -151,38 +152,35 @@ impl Session {
 
     /// Guesses at most `limit` tokens that may follow `token`, as far as the cache can take them.
     fn draft(&mut self, token: u32, limit: usize) {
+        self.cache.drop_ahead();
+        self.ahead.tokens.clear();
+        self.ahead.tokens.push(token);
         let timeline = self.cache.timeline();
-        let mut limit = limit.min(timeline.next_chunk(limit + 1) - 1);
+        let mut limit = timeline.next_chunk(1 + limit.min(MAX_GUESSED)) - 1;
         if self.config.policy == Policy::Dense {
             limit = limit.min(self.config.max_tokens - self.n_tokens as usize - 1);
         }
-        if timeline.clusters().is_some() {
-            limit = 0;
+        if limit == 0 || timeline.clusters().is_some() {
+            return;
         }
         let recall = self.last_recall.as_ref().filter(|_| self.sections().recalled > 0);
         let recalled: Vec<u32> = recall.into_iter().flat_map(Recall::tokens).collect();
         let texts = [&*recalled, self.recent.newest(SEARCHED_TOKENS)];
         let guess = look_up(self.recent.newest(MAX_MATCH), token, texts, limit);
         let is_end = |id: &u32| self.model.tokenizer().eos_ids().contains(id);
-        self.ahead.tokens.clear();
-        self.ahead.tokens.push(token);
         self.ahead.tokens.extend(guess.iter().copied().take_while(|id| !is_end(id)));
-        self.ahead.n_taken = 0;
-        self.drafts.drafted += self.ahead.tokens.len() as u64 - 1;
     }
 
     /// Appends `token` if it was guessed and computed.
     fn take_ahead(&mut self, token: u32) -> bool {
-        let Ahead { tokens, logits, n_taken } = &mut self.ahead;
-        if tokens.get(*n_taken + 1) != Some(&token) || !self.cache.take_ahead() {
-            return false;
-        }
+        let Ahead { tokens, logits } = &self.ahead;
+        let next = tokens.len().checked_sub(self.cache.n_ahead());
+        let Some(at) = next.filter(|&at| tokens.get(at) == Some(&token)) else { return false };
         let vocab_size = self.model.config().vocab_size;
         self.logits.clear();
-        self.logits.extend_from_slice(&logits[*n_taken * vocab_size..][..vocab_size]);
-        *n_taken += 1;
+        self.logits.extend_from_slice(&logits[(at - 1) * vocab_size..][..vocab_size]);
         self.drafts.accepted += 1;
-        true
+        self.cache.take_ahead()
     }
 
     /// The cache has taken `token`.

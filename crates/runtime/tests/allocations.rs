@@ -5,10 +5,11 @@
 mod common;
 
 use std::alloc::System;
+use std::ops::ControlFlow::Continue;
 
 use common::{session, small, story, tiny};
 use everstream_runtime::memory::Role;
-use everstream_runtime::{Origin, Policy};
+use everstream_runtime::{GenerateOptions, Origin, Policy};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -30,5 +31,20 @@ fn decoding_allocates_nothing() {
         }
         let change = region.change();
         assert_eq!((change.allocations, change.reallocations), (0, 0), "{family}: {change:?}");
+
+        // An answer keeps its text, and has lists of the streams that take a step together; what it takes
+        // for a token does not grow with the stream, guesses included.
+        let options = GenerateOptions { max_tokens: 150, ..Default::default() };
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            session.append(&steps[..400], Origin::turn(Role::Document)).unwrap();
+            let region = Region::new(ALLOCATOR);
+            let answer = session.generate(&options, &mut |_| Continue(())).unwrap();
+            let change = region.change();
+            taken.push(
+                (change.allocations + change.reallocations) as f64 / answer.tokens.len() as f64,
+            );
+        }
+        assert!(taken.iter().all(|&n| n < 20.0), "{family}: {taken:?} for a token");
     }
 }

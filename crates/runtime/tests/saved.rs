@@ -470,6 +470,15 @@ fn what_is_forgotten_does_not_come_back() {
     let forgotten = session.forget(&best).unwrap();
     assert_eq!(forgotten, std::slice::from_ref(&best));
     assert_eq!(session.sections().recalled, 0, "it leaves the cache, too");
+    let state = fs_err::read(file_of(data.path(), "state-", 0)).unwrap();
+    let ids = |tokens: &[u32]| -> Vec<u8> { tokens.iter().flat_map(|t| t.to_le_bytes()).collect() };
+    let holds = |tokens: &[u32]| {
+        let ids = ids(&tokens[..8]);
+        state.windows(ids.len()).any(|bytes| bytes == ids)
+    };
+    assert!(!holds(recall.blocks.last().unwrap().block.tokens()), "and the saved state");
+    let text = session.encode(&story(3000)).unwrap();
+    assert!(holds(&text[text.len() - 10..]), "which has what came later");
     assert_eq!(session.forget(&best).unwrap(), []);
     let killed = copy(data.path());
     for session in [&mut session, &mut open(&model, &config, killed.path())] {

@@ -69,8 +69,8 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
 
     // What is kept must not depend on whether an encoder was there today.
     let asked = args.policy.or(storage.is_some().then_some(Policy::Remember));
-    let (model, encoder) = load::model_and_encoder(common, &args.model.model, asked, &mut config)?;
-    args.cache.clusters.check(&model.config().name)?;
+    let (name, clusters) = (&args.model.model, &args.cache.clusters);
+    let (model, encoder) = load::model_and_encoder(common, name, clusters, asked, &mut config)?;
     let name = args.session.session.as_deref();
     load::index(&args.recall.index, name, encoder.as_deref(), &mut config)?;
     let stop = Arc::new(AtomicBool::new(false));

@@ -27,9 +27,9 @@ pub(crate) fn run(common: &Common, args: &GenerateArgs) -> anyhow::Result<()> {
     config.draft_tokens = args.draft.draft_tokens;
     config.check()?;
     Sampler::new(args.sample.options().sampler)?;
+    let (name, clusters) = (&args.model.model, &args.cache.clusters);
     let (model, encoder) =
-        load::model_and_encoder(common, &args.model.model, args.policy, &mut config)?;
-    args.cache.clusters.check(&model.config().name)?;
+        load::model_and_encoder(common, name, clusters, args.policy, &mut config)?;
     load::index(&args.recall.index, None, encoder.as_deref(), &mut config)?;
     let policy = config.policy;
 

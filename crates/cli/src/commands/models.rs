@@ -1,12 +1,13 @@
-//! `everstream pull` and `everstream models`: what can be run, and what is here.
+//! `everstream pull`, `models` and `rm`: what can be run, and what is here.
 
 use std::io::Write;
 
+use anyhow::Context;
 use everstream_hub::{ModelFiles, ModelKind, Presence};
 use everstream_runtime::model::GgufFile;
 use serde_json::json;
 
-use crate::args::{Common, ModelsArgs, PullArgs};
+use crate::args::{Common, ModelsArgs, PullArgs, RmArgs};
 use crate::output::PullProgress;
 use crate::{load, output};
 
@@ -79,6 +80,21 @@ pub(crate) fn list(common: &Common, args: &ModelsArgs) -> anyhow::Result<()> {
             presence(model.presence),
             model.entry.about,
         )?;
+    }
+    Ok(())
+}
+
+pub(crate) fn remove(common: &Common, args: &RmArgs) -> anyhow::Result<()> {
+    let hub = load::hub(common)?;
+    let removed = hub.remove(&hub.parse(&args.model)?, &mut PullProgress::new())?;
+    let name = &args.model;
+    let bytes = removed.with_context(|| {
+        format!("{name} is not in the cache folder: `everstream models` lists what is")
+    })?;
+    let out = &mut std::io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", json!({ "name": name, "bytes": bytes }))?,
+        false => writeln!(out, "{name} is gone: {}", output::size(bytes))?,
     }
     Ok(())
 }

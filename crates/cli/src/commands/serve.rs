@@ -56,9 +56,9 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         LogArg::Requests => tracing_subscriber::filter::LevelFilter::INFO,
     };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+    let (named, clusters) = (&args.model.model, &args.cache.clusters);
     let (model, encoder) =
-        load::model_and_encoder(common, &args.model.model, args.policy, &mut config)?;
-    args.cache.clusters.check(&model.config().name)?;
+        load::model_and_encoder(common, named, clusters, args.policy, &mut config)?;
     load::index(&args.recall.index, None, encoder.as_deref(), &mut config)?;
     let data_dir = load::data_dir(common)?;
     // What would be wrong with the first session is said now.

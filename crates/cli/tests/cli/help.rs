@@ -2,8 +2,21 @@
 
 use crate::rig::Rig;
 
-const COMMANDS: [&str; 9] =
-    ["demo", "chat", "generate", "memory", "perplexity", "bench", "inspect", "pull", "models"];
+const COMMANDS: [&str; 13] = [
+    "demo",
+    "chat",
+    "generate",
+    "memory",
+    "serve",
+    "key",
+    "perplexity",
+    "eval",
+    "bench",
+    "inspect",
+    "pull",
+    "models",
+    "rm",
+];
 
 #[test]
 fn every_command_helps_with_examples() {

@@ -99,6 +99,34 @@ fn a_wrong_hash_is_never_kept() {
     assert_eq!(snapshot(&rig.cache()), before);
 }
 
+/// Whatever state it is in, and nothing else.
+#[test]
+fn a_model_is_removed_from_the_cache_folder_alone() {
+    let rig = Rig::new();
+    let before = snapshot(&rig.cache());
+    let gone = "smollm2-135m is not in the cache folder: `everstream models` lists what is";
+    rig.fails(&["rm", "smollm2-135m"], gone);
+    rig.fails(&["rm", &tiny("tiny-llama")], "is not in the cache folder: delete it yourself");
+    rig.fails(&["rm", "smollm3"], "give one of smollm2-135m");
+    assert_eq!(snapshot(&rig.cache()), before);
+    let other = rig.cache().join("models/minilm");
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("model.safetensors"), "x").unwrap();
+    let before = snapshot(&rig.cache());
+    for format in [&["--json"][..], &[]] {
+        let folder = rig.cache().join("models/smollm2-135m");
+        fs::create_dir_all(folder.join("more")).unwrap();
+        fs::write(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"), "damaged").unwrap();
+        fs::write(folder.join("more/file"), "abc").unwrap();
+        let ran = rig.ok(&[&["rm", "smollm2-135m"], format].concat());
+        match format {
+            [] => assert_eq!(ran.stdout, "smollm2-135m is gone: 10 B\n"),
+            _ => assert_eq!(ran.json()["bytes"], 10),
+        }
+        assert_eq!(snapshot(&rig.cache()), before);
+    }
+}
+
 #[test]
 fn a_cache_folder_that_cannot_be_written_is_named() {
     let rig = Rig::new();

@@ -374,3 +374,30 @@ impl Part {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three sums give what each offset tried by itself would.
+    #[test]
+    fn distances_are_those_of_parts_taken_together() {
+        let mut rng = SplitMix64::new(11);
+        let mut part = |log_mass: f32| {
+            let out = (0..16).map(|_| rng.unit() as f32 - 0.5).collect();
+            Part { out, log_mass }
+        };
+        for masses in [(0.0, 0.0), (3.0, -2.0), (-40.0, 60.0), (1.0, f32::NEG_INFINITY)] {
+            let (seen, other, wanted) = (part(masses.0), part(masses.1), part(0.0));
+            let distance = seen.distances(&other, &wanted);
+            for offset in offsets() {
+                let other = Part { out: other.out.clone(), log_mass: other.log_mass + offset };
+                let together = seen.and(&other);
+                let squares = together.out.iter().zip(&wanted.out).map(|(x, w)| f64::from(x - w));
+                let expected: f64 = squares.map(|d| d * d).sum();
+                let found = distance(offset);
+                assert!((found - expected).abs() < 1e-5, "{masses:?} {offset}: {found} {expected}");
+            }
+        }
+    }
+}

@@ -208,8 +208,9 @@ impl Session {
         let config = SessionConfig { name: storage.folder.name().to_owned(), ..config };
         let footprint = config.footprint(model.config())?;
         footprint.check_room()?;
-        // All rows and the prediction go into one record.
-        let bytes = footprint.bytes() + 8 * model.config().vocab_size as u64;
+        // All rows, the newest tokens and the prediction go into one record.
+        let bytes =
+            footprint.bytes() + 8 * model.config().vocab_size as u64 + 4 * SEARCHED_TOKENS as u64;
         if u32::try_from(bytes).is_err() {
             return Err(SessionError::StateTooLarge { bytes });
         }
