@@ -9,6 +9,7 @@ use everstream_memory::Role;
 use everstream_model::TextStream;
 
 use crate::perplexity::Score;
+use crate::recorder::Recorder;
 use crate::{Origin, Sampler, SamplerConfig, Session, SessionError};
 
 /// When to stop, and how to choose.
@@ -43,7 +44,7 @@ pub enum StopReason {
     EndOfTurn,
     /// A stop text appeared.
     StopText,
-    /// It reached its length.
+    /// It reached its length, or a dense cache its end.
     MaxTokens,
     /// The receiver stopped it.
     Interrupted,
@@ -181,7 +182,7 @@ impl Generation {
         if session.logits().is_empty() {
             return Err(SessionError::EmptyStream);
         }
-        if self.tokens.len() >= self.options.max_tokens {
+        if self.tokens.len() >= self.options.max_tokens || session.is_full() {
             self.stop = Some(StopReason::MaxTokens);
             return Ok(None);
         }
@@ -322,11 +323,21 @@ impl Session {
     ///
     /// As [`Session::generate`].
     pub fn close_answer(&mut self) -> Result<(), SessionError> {
+        let closing = self.rest_of_closing()?;
+        self.append(&closing, Origin::turn(Role::Assistant).with_words(0..0))?;
+        self.end_turn()
+    }
+
+    /// What a template writes behind an answer, without what a crash left of it.
+    pub(crate) fn rest_of_closing(&self) -> Result<Vec<u32>, SessionError> {
         let closing = self.model().template().after_answer()?;
         let special = everstream_model::SpecialTokens::Parse;
-        let tokens = self.model().tokenizer().encode(&closing, special);
-        self.append(&tokens, Origin::turn(Role::Assistant).with_words(0..0))?;
-        self.end_turn()
+        let mut closing = self.model().tokenizer().encode(&closing, special);
+        let markup = self.recorder.as_ref().map_or_else(Vec::new, Recorder::newest_markup);
+        let is_there = |n: &usize| markup.ends_with(&closing[..*n]);
+        let n_there = (0..=closing.len()).rev().find(is_there).unwrap_or(0);
+        closing.drain(..n_there);
+        Ok(closing)
     }
 }
 

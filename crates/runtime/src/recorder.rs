@@ -143,6 +143,14 @@ impl Recorder {
         (self.first, self.open.iter().map(|token| (token.id, token.origin.clone())).collect())
     }
 
+    /// The newest tokens, as far as a template wrote them and they are in no stored block.
+    pub(crate) fn newest_markup(&self) -> Vec<u32> {
+        let markup = self.open.iter().rev().take_while(|token| !token.origin.is_words());
+        let mut ids: Vec<u32> = markup.map(|token| token.id).collect();
+        ids.reverse();
+        ids
+    }
+
     /// Continues from open tokens; the cutter depends on nothing else.
     pub(crate) fn restore(
         &mut self,

@@ -450,6 +450,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether a dense cache has no room for another token.
+    pub(crate) fn is_full(&self) -> bool {
+        self.check_dense(1).is_err()
+    }
+
     /// Refuses at once what would fill a dense cache after minutes.
     pub(crate) fn check_dense(&self, n_new: usize) -> Result<(), SessionError> {
         let (n_tokens, capacity) = (self.n_tokens + n_new as u64, self.config.max_tokens);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use common::{small, story, tiny};
 use everstream_runtime::kv_cache::{ClusterConfig, ClusterForm, KvType, Place, TokenPos};
+use everstream_runtime::memory::record::{self, PREFIX_BYTES};
 use everstream_runtime::memory::{
     BlockStore, DiskOptions, DiskStore, HashEmbedder, KvType as MemoryType, Recall, RecallOrder,
     Role, SessionFolder, StoreError,
@@ -278,6 +279,47 @@ fn kill_in_the_middle(config: &SessionConfig) {
     }
 }
 
+/// A kill between the last token of an answer and the end of its turn: what the template writes behind an
+/// answer stands there once, however much of it was read.
+#[test]
+fn an_answer_is_closed_once() {
+    for family in ["llama", "qwen2", "gemma3"] {
+        let (model, config) = (tiny(family), small(Policy::Remember));
+        let data = tempfile::tempdir().unwrap();
+        let mut session = open(&model, &config, data.path());
+        session.turn("Where did the red boat go?").unwrap();
+        let options = GenerateOptions { max_tokens: 9, ..Default::default() };
+        session.generate(&options, &mut |_| Continue(())).unwrap();
+        let (open_until, n_answered) = (journal_bytes(data.path()), session.n_tokens());
+        session.close_answer().unwrap();
+        let n_closed = session.n_tokens();
+        assert!(n_closed > n_answered);
+        let all = journal_bytes(data.path());
+        session.turn("And the compass?").unwrap();
+        let expected = (session.n_tokens(), session.logits().to_vec());
+        let (mut n_open, mut n_whole) = (0, 0);
+        for len in open_until.len()..=all.len() {
+            let killed = copy(data.path());
+            fs_err::write(file_of(killed.path(), "journal-", 0), &all[..len]).unwrap();
+            let mut resumed = open(&model, &config, killed.path());
+            if resumed.awaits_answer() {
+                n_open += 1;
+                resumed.close_answer().unwrap();
+            } else {
+                n_whole += 1;
+            }
+            assert_eq!(resumed.n_tokens(), n_closed, "{family}: {len} of {} bytes", all.len());
+            resumed.turn("And the compass?").unwrap();
+            assert!((resumed.n_tokens(), resumed.logits().to_vec()) == expected, "{family} {len}");
+        }
+        assert!(n_open > 1 && n_whole > 1, "{n_open} {n_whole}");
+    }
+}
+
+fn journal_bytes(data: &Path) -> Vec<u8> {
+    fs_err::read(file_of(data, "journal-", 0)).unwrap()
+}
+
 #[test]
 fn a_saved_session_replays_nothing() {
     let (model, config) = (tiny("llama"), small(Policy::Remember));
@@ -456,6 +498,41 @@ fn what_does_not_fit_a_saved_session_is_refused() {
     drop(folder);
     assert_eq!(asked.window_tokens, config.window_tokens);
     drop(open(&model, &asked, data.path()));
+}
+
+/// States of version 2 knew no clusters: neither their settings in the head, nor which there are.
+fn as_version_2(state: &Path) {
+    const CLUSTER_SETTINGS: std::ops::Range<usize> = 38..38 + 43;
+    const CLUSTERS: std::ops::Range<usize> = 49..49 + 16;
+    let bytes = fs_err::read(state).unwrap();
+    let prefix = record::Prefix::parse(bytes[..PREFIX_BYTES].try_into().unwrap()).unwrap();
+    let (head, body) = bytes[PREFIX_BYTES..].split_at(prefix.head_len);
+    let without = |bytes: &[u8], range: std::ops::Range<usize>| {
+        [&bytes[..range.start], &bytes[range.end..]].concat()
+    };
+    let mut head = without(head, CLUSTER_SETTINGS);
+    head[..4].copy_from_slice(&2_u32.to_le_bytes());
+    let mut out = Vec::new();
+    record::encode(prefix.kind, &head, &without(&body[..prefix.body_len], CLUSTERS), &mut out);
+    fs_err::write(state, out).unwrap();
+}
+
+#[test]
+fn a_state_of_version_2_is_read() {
+    let (model, config) = (tiny("llama"), small(Policy::Remember));
+    let data = tempfile::tempdir().unwrap();
+    let mut session = open(&model, &config, data.path());
+    run(&mut session, &Step::Ingest(story(1500)));
+    run(&mut session, &Step::Turn("Where is the compass?"));
+    session.save().unwrap();
+    let older = copy(data.path());
+    as_version_2(&file_of(older.path(), "state-", 0));
+    let expected = seen(&mut session);
+    drop(session);
+    let mut found = open(&model, &config, older.path());
+    assert!(!found.resumed().unwrap().is_older_state, "{:?}", found.resumed());
+    let found = seen(&mut found);
+    assert_eq!((found.n_tokens, found.logits), (expected.n_tokens, expected.logits));
 }
 
 #[test]

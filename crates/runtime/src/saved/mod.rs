@@ -294,6 +294,10 @@ impl Session {
             }
         }
         session.begin_saving(storage, maker, Some(&found))?;
+        if session.awaits_answer && session.rest_of_closing()?.is_empty() {
+            // The answer was whole: only the end of its turn was not noted any more.
+            session.end_turn()?;
+        }
         Ok(session)
     }
 
