@@ -705,7 +705,7 @@ pub(crate) fn token_range(text: &str) -> Result<Range<TokenPos>, String> {
     };
     match range {
         Some((start, end)) if start < end => Ok(TokenPos(start)..TokenPos(end)),
-        _ => Err("use a range of tokens such as 120..180".to_owned()),
+        _ => Err("use a range of tokens such as 120..180, the first below the second".to_owned()),
     }
 }
 

@@ -28,7 +28,7 @@ pub enum CacheError {
     },
     /// A policy that never evicts has reached the end of its buffer.
     #[error(
-        "the stream has {n_tokens} tokens and the cache holds {capacity}: use a policy that evicts, or a larger context"
+        "the stream has {n_tokens} tokens and the cache holds {capacity}: use a policy that evicts, or a larger --context-limit"
     )]
     Full {
         /// Tokens of the stream with the new ones.

@@ -57,7 +57,8 @@ impl SampleArgs {
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct DraftArgs {
     /// Guess up to N tokens of an answer by what stood in the stream before, and compute them
-    /// together (prompt look-up): the same answer, sooner where it quotes; 0 guesses none
+    /// together (prompt look-up, without a second model): the same answer, sooner where it quotes; 0
+    /// guesses none, as do --clusters and policy recompute
     #[arg(long, value_name = "N", default_value_t = SessionConfig::default().draft_tokens)]
     pub(crate) draft_tokens: usize,
 }

@@ -243,7 +243,10 @@ fn recall(session: &mut Session, query: &str) -> anyhow::Result<String> {
     let recall = session.recall(query)?.clone();
     let lines = recalled::lines(session.model().tokenizer(), &recall);
     Ok(if lines.is_empty() {
-        "nothing has left the window yet\n".to_owned()
+        match session.evicted().is_empty() {
+            true => "nothing has left the window yet\n".to_owned(),
+            false => "the memory is empty\n".to_owned(),
+        }
     } else {
         lines.join("\n")
     })
@@ -262,7 +265,7 @@ fn forget(session: &mut Session, range: &str) -> anyhow::Result<String> {
     if forgotten.is_empty() {
         text = "nothing is remembered of these tokens\n".to_owned();
     }
-    if session.evicted().end < range.end {
+    if session.evicted().end < range.end && range.start.0 < session.n_tokens() {
         text += "what is still in the window stays there until it leaves\n";
     }
     Ok(text)
