@@ -1,7 +1,8 @@
 //! The numbers of a cache: keys and values of one KV head.
 
 use everstream_kernels::{
-    Attention, Biases, Element, Isa, Rotation, Span, attend, key_tiles_len, read_key, write_key,
+    Attention, Biases, Element, Isa, Rotation, Span, attend, attend_measured, key_tiles_len,
+    read_key, write_key,
 };
 use half::f16;
 
@@ -149,14 +150,6 @@ impl HeadBuffers {
         });
     }
 
-    /// Reads the rotated key and the value of a slot.
-    pub(crate) fn read(&self, slot: Slot, key: &mut [f32], value: &mut [f32]) {
-        self.read_key(slot, key);
-        on_rows!(&self.store, rows => {
-            Element::widen(&rows.values[slot.0 as usize * self.head_dim..][..self.head_dim], value);
-        });
-    }
-
     /// Reads the rotated key of a slot; for tests and inspection.
     pub fn read_key(&self, slot: Slot, key: &mut [f32]) {
         on_rows!(&self.store, rows => read_key(&rows.keys, slot.0 as usize, key));
@@ -213,6 +206,29 @@ impl HeadBuffers {
             let attention =
                 Attention { keys, values, head_dim, spans, score_cap, biases, are_cold, queries };
             attend(isa, &attention, scores, out);
+        });
+    }
+
+    /// Attention of all query heads that share this KV head to a part of what they see, with other biases;
+    /// see [`everstream_kernels::attend_measured`].
+    #[expect(clippy::too_many_arguments, reason = "as `attend`, with what it writes")]
+    pub(crate) fn attend_part(
+        &self,
+        isa: Isa,
+        spans: &[Span],
+        score_cap: Option<f32>,
+        biases: Option<Biases<'_>>,
+        queries: [&[f32]; 2],
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+        log_masses: &mut [f32],
+    ) {
+        on_rows!(&self.store, rows => {
+            let (keys, values, head_dim) = (&rows.keys[..], &rows.values[..], self.head_dim);
+            let are_cold = false;
+            let attention =
+                Attention { keys, values, head_dim, spans, score_cap, biases, are_cold, queries };
+            attend_measured(isa, &attention, scores, out, log_masses);
         });
     }
 

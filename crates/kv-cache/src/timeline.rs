@@ -94,12 +94,12 @@ impl Spans {
     /// Sinks, clusters, recalled context and the two parts of a ring.
     pub const MAX: usize = 5;
 
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let none = Span { first: 0, len: 0, form: QueryForm::Window };
         Self { spans: [none; Self::MAX], len: 0 }
     }
 
-    fn add(&mut self, first: usize, len: usize, form: QueryForm) {
+    pub(crate) fn add(&mut self, first: usize, len: usize, form: QueryForm) {
         if len > 0 {
             self.spans[self.len] = Span { first, len, form };
             self.len += 1;
@@ -731,7 +731,7 @@ impl Timeline {
     }
 
     /// Adds the rows `oldest ..= newest` of the ring: one span, or two where it wraps.
-    fn add_window(&self, oldest: TokenPos, newest: TokenPos, spans: &mut Spans) {
+    pub(crate) fn add_window(&self, oldest: TokenPos, newest: TokenPos, spans: &mut Spans) {
         let base = self.first_ring_slot();
         let first = self.slot(oldest).0 as usize;
         let len = newest.since(oldest) + 1;

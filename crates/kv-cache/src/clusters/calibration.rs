@@ -7,7 +7,8 @@
 //! number, added to the scores of its clusters, with which the output comes nearest to that. A head whose
 //! clusters do not help gives them next to no weight, and one that nothing is known of yet none.
 //!
-//! A query is measured as if it saw its whole window, also where a recall or a paragraph hides some of it.
+//! A query is measured as if it saw its whole window and nothing recalled, also where a recall or a paragraph
+//! hides some of it.
 //!
 //! That clusters estimate the attention of what is not read is RetroInfer's idea (Chen et al., 2025,
 //! arXiv:2505.02922); that what replaces tokens should match the output of attention and its mass is that
@@ -24,6 +25,7 @@ use super::{ClusterConfig, Compute, Queries};
 use crate::buffers::Number;
 use crate::cache::LayerKind;
 use crate::rng::SplitMix64;
+use crate::timeline::Spans;
 use crate::{ClusterPlace, HeadBuffers, Slot, Timeline, TokenPos};
 
 /// Queries of each segment that are kept.
@@ -57,28 +59,27 @@ pub(super) struct Calibration {
 pub(super) struct Reference {
     /// Of the segment, from 1.
     number: u64,
-    /// Sinks that are seen beside the clusters.
-    n_sinks_seen: usize,
     /// Tokens that a sample stands for, as a logarithm.
     log_weight: f32,
     /// The sampled tokens, in the order of the ring, each with its rotation.
     sampled: Vec<(TokenPos, Rotation)>,
-    /// The tokens of the queries' windows, in the order of the stream, each with its slot and rotation.
-    seen: Vec<(TokenPos, Slot, Rotation)>,
+    /// Where those of the newest segment lie.
+    newest: Vec<Slot>,
     queries: Vec<ReferenceQuery>,
-    cluster_slots: Vec<Slot>,
+    /// Where the clusters lie.
+    clusters: Span,
 }
 
 /// A query that attention is measured for.
 struct ReferenceQuery {
     /// Where it is kept.
     kept: usize,
-    /// At its place in the stream, and in the cache.
-    rotations: [Rotation; 2],
+    /// At its place in the stream, where samples stand; in the window; and in the cache.
+    rotations: [Rotation; 3],
     /// Which samples have left its window, and are within reach.
     evicted: Vec<Span>,
-    /// Its window.
-    window: Span,
+    /// The sinks that are seen beside the clusters, and its window.
+    seen: Spans,
 }
 
 /// Which tokens of a segment that begins at `start` are sampled.
@@ -115,46 +116,45 @@ impl Reference {
         let since = next.before(config.segment_tokens);
         // The newest segment at each place of the ring.
         let n_places = number.min(N_SEGMENTS as u64);
-        let of_ring = (0..n_places).map(|place| {
-            let segment = number - 1 - (number - 1 - place) % N_SEGMENTS as u64;
-            TokenPos(n_sink as u64 + segment * config.segment_tokens as u64)
-        });
+        let start_of =
+            |segment: u64| TokenPos(n_sink as u64 + segment * config.segment_tokens as u64);
+        let of_ring = (0..n_places)
+            .map(|place| start_of(number - 1 - (number - 1 - place) % N_SEGMENTS as u64));
         let sampled: Vec<(TokenPos, Rotation)> = of_ring
             .flat_map(|start| sampled(config, start))
             .map(|token| (token, kind.rope.rotation(token.0)))
             .collect();
-        let seen: Vec<(TokenPos, Slot, Rotation)> = (oldest_of(since).0..next.0)
-            .map(TokenPos)
-            .map(|token| (token, before.slot(token), kind.rope.rotation(token.0)))
-            .collect();
+        let newest = self::sampled(config, start_of(number - 1)).map(|token| before.slot(token));
         let reach_tokens = kind.window_tokens.unwrap_or(config.reach_tokens);
         let step = (config.segment_tokens / N_QUERIES) as u64;
         let tokens = (since.0..next.0).map(TokenPos).filter(|token| token.0.is_multiple_of(step));
         let queries = tokens.map(|token| {
             let in_cache = (after.n_before_recalled() + token.since(oldest_of(token))) as u64;
+            let mut seen = Spans::new();
+            if config.place == ClusterPlace::After {
+                seen.add(0, n_sink, QueryForm::Cache);
+            }
+            before.add_window(oldest_of(token), token, &mut seen);
             ReferenceQuery {
                 kept: (token.0 / step) as usize % N_QUERIES,
-                rotations: [token.0, in_cache].map(|at| kind.rope.rotation(at)),
+                rotations: [token.0, before.window_pos(token).0, in_cache]
+                    .map(|at| kind.rope.rotation(at)),
                 evicted: runs(sampled.len(), |i| {
                     let sample = sampled[i].0;
                     sample < oldest_of(token) && token.since(sample) < reach_tokens
                 }),
-                window: Span {
-                    first: oldest_of(token).since(seen[0].0),
-                    len: token.since(oldest_of(token)) + 1,
-                    form: QueryForm::Window,
-                },
+                seen,
             }
         });
         let queries = queries.filter(|query| !query.evicted.is_empty()).collect();
+        let (first, len) = (after.cluster_slot(0).0 as usize, after.sections().clusters);
         Self {
             number,
-            n_sinks_seen: if config.place == ClusterPlace::After { n_sink } else { 0 },
             log_weight: ((config.segment_tokens / N_SAMPLED) as f32).ln(),
-            sampled,
-            seen,
+            newest: newest.collect(),
             queries,
-            cluster_slots: (0..after.sections().clusters).map(|i| after.cluster_slot(i)).collect(),
+            clusters: Span { first, len, form: QueryForm::Cache },
+            sampled,
         }
     }
 }
@@ -199,47 +199,42 @@ impl Calibration {
             return;
         }
         let dim = buffers.head_dim();
-        let mut raw = vec![0.0; dim];
-        let evicted = Rows::new(dim, reference.sampled.len(), |i, key, value| {
-            Element::widen(&self.keys[i * dim..][..dim], &mut raw);
+        let samples = Samples::new(dim, reference.sampled.len(), |i, raw, value| {
+            Element::widen(&self.keys[i * dim..][..dim], raw);
             Element::widen(&self.values[i * dim..][..dim], value);
-            reference.sampled[i].1.apply(&raw, 1.0, key);
-        });
-        let seen = Rows::new(dim, reference.seen.len(), |i, key, value| {
-            let (_, slot, rotation) = &reference.seen[i];
-            buffers.read_raw(*slot, &mut raw, value);
-            rotation.apply(&raw, 1.0, key);
-        });
-        let sinks = Rows::new(dim, reference.n_sinks_seen, |i, key, value| {
-            buffers.read(Slot(i as u32), key, value);
-        });
-        let clusters = Rows::new(dim, reference.cluster_slots.len(), |i, key, value| {
-            buffers.read(reference.cluster_slots[i], key, value);
+            &reference.sampled[i].1
         });
         let group = queries.group;
         let log_counts = means.weights().map(|count| (count as f32).ln());
         let log_counts: Vec<f32> = (0..group).flat_map(|_| log_counts.clone()).collect();
-        let biases = Biases { first: 0, len: clusters.n_rows, values: &log_counts };
+        let Span { first, len, .. } = reference.clusters;
+        let biases = Biases { first, len, values: &log_counts };
 
         let mut errors = vec![vec![0.0_f64; offsets().count()]; group];
         let mut scores = Vec::new();
+        let [mut evicted, mut seen, mut clusters] = [(); 3].map(|()| Parts::new(group, dim));
         for query in &reference.queries {
             let of_group = queries.at(query.kept, dim);
-            let forms = query.rotations.each_ref().map(|rotation| {
+            let [in_stream, in_window, in_cache] = query.rotations.each_ref().map(|rotation| {
                 let mut form = vec![0.0; of_group.len()];
                 let heads = form.chunks_exact_mut(dim).zip(of_group.chunks_exact(dim));
                 heads.for_each(|(to, head)| rotation.apply(head, compute.attention_scale, to));
                 form
             });
-            let mut of = |rows: &Rows, spans: &[Span], biases| {
-                rows.attend(compute, spans, biases, [&forms[0], &forms[1]], &mut scores)
-            };
-            let evicted = of(&evicted, &query.evicted, None);
-            let window = of(&seen, &[query.window], None);
-            let sinks = of(&sinks, &[sinks.all()], None);
-            let clusters = of(&clusters, &[clusters.all()], Some(biases));
+            let forms = [&in_window[..], &in_cache[..]];
+            let Parts { out, log_masses, .. } = &mut evicted;
+            let attention = samples.attention(&query.evicted, compute.score_cap, &in_stream);
+            attend_measured(compute.isa, &attention, &mut scores, out, log_masses);
+            for (part, spans, biases) in [
+                (&mut seen, &query.seen[..], None),
+                (&mut clusters, &[reference.clusters], Some(biases)),
+            ] {
+                let Parts { out, log_masses, .. } = part;
+                let (isa, cap) = (compute.isa, compute.score_cap);
+                buffers.attend_part(isa, spans, cap, biases, forms, &mut scores, out, log_masses);
+            }
             for (head, errors) in errors.iter_mut().enumerate() {
-                let seen = window.head(head, 0.0).and(&sinks.head(head, 0.0));
+                let seen = seen.head(head, 0.0);
                 let wanted = seen.and(&evicted.head(head, reference.log_weight));
                 let distance = seen.distances(&clusters.head(head, 0.0), &wanted);
                 for (error, offset) in errors.iter_mut().zip(offsets()) {
@@ -259,9 +254,7 @@ impl Calibration {
         let dim = buffers.head_dim();
         let place = (reference.number as usize - 1) % N_SEGMENTS * N_SAMPLED;
         let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);
-        for (i, (token, _)) in reference.sampled[place..][..N_SAMPLED].iter().enumerate() {
-            // What is added now is what the oldest of the queries no longer sees.
-            let slot = reference.seen[token.since(reference.seen[0].0)].1;
+        for (i, &slot) in reference.newest.iter().enumerate() {
             buffers.read_raw(slot, &mut key, &mut value);
             let at = (place + i) * dim..(place + i + 1) * dim;
             Element::narrow(&key, &mut self.keys[at.clone()]);
@@ -270,59 +263,46 @@ impl Calibration {
     }
 }
 
-/// Keys, in tiles, and values that one part of what is attended to has.
-struct Rows {
+/// Sampled tokens as they are attended to: rotated keys, in tiles, and values.
+struct Samples {
     head_dim: usize,
-    n_rows: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-impl Rows {
-    /// `read` writes the key and the value of a row.
-    fn new(
+impl Samples {
+    /// `read` writes the raw key and the value of a sample, and gives its rotation.
+    fn new<'r>(
         head_dim: usize,
         n_rows: usize,
-        mut read: impl FnMut(usize, &mut [f32], &mut [f32]),
+        read: impl Fn(usize, &mut [f32], &mut [f32]) -> &'r Rotation,
     ) -> Self {
+        let (mut raw, mut key) = (vec![0.0; head_dim], vec![0.0; head_dim]);
         let mut keys = vec![0.0; key_tiles_len(n_rows, head_dim)];
-        let (mut key, mut values) = (vec![0.0; head_dim], vec![0.0; n_rows * head_dim]);
+        let mut values = vec![0.0; n_rows * head_dim];
         for (i, value) in values.chunks_exact_mut(head_dim).enumerate() {
-            read(i, &mut key, value);
+            read(i, &mut raw, value).apply(&raw, 1.0, &mut key);
             write_key(&mut keys, i, &key);
         }
-        Self { head_dim, n_rows, keys, values }
+        Self { head_dim, keys, values }
     }
 
-    /// All of them, which stand in the cache.
-    fn all(&self) -> Span {
-        Span { first: 0, len: self.n_rows, form: QueryForm::Cache }
-    }
-
-    fn attend(
-        &self,
-        compute: &Compute<'_>,
-        spans: &[Span],
-        biases: Option<Biases<'_>>,
-        queries: [&[f32]; 2],
-        scores: &mut Vec<f32>,
-    ) -> Parts {
-        let mut out = vec![0.0; queries[0].len()];
-        let mut log_masses = vec![f32::NEG_INFINITY; out.len() / self.head_dim];
-        if self.n_rows > 0 {
-            let attention = Attention {
-                keys: &self.keys,
-                values: &self.values,
-                head_dim: self.head_dim,
-                spans,
-                score_cap: compute.score_cap,
-                biases,
-                are_cold: false,
-                queries,
-            };
-            attend_measured(compute.isa, &attention, scores, &mut out, &mut log_masses);
+    fn attention<'a>(
+        &'a self,
+        spans: &'a [Span],
+        score_cap: Option<f32>,
+        queries: &'a [f32],
+    ) -> Attention<'a, f32> {
+        Attention {
+            keys: &self.keys,
+            values: &self.values,
+            head_dim: self.head_dim,
+            spans,
+            score_cap,
+            biases: None,
+            are_cold: false,
+            queries: [queries, queries],
         }
-        Parts { head_dim: self.head_dim, out, log_masses }
     }
 }
 
@@ -334,6 +314,10 @@ struct Parts {
 }
 
 impl Parts {
+    fn new(n_heads: usize, head_dim: usize) -> Self {
+        Self { head_dim, out: vec![0.0; n_heads * head_dim], log_masses: vec![0.0; n_heads] }
+    }
+
     fn head(&self, head: usize, offset: f32) -> Part {
         let out = self.out[head * self.head_dim..][..self.head_dim].to_vec();
         Part { out, log_mass: self.log_masses[head] + offset }
