@@ -82,6 +82,15 @@ struct ReferenceQuery {
     seen: Spans,
 }
 
+/// Segments between two that a layer is measured with, once its offsets have settled: it is what adding a
+/// segment costs most.
+const MEASURED_EVERY: u64 = 4;
+
+/// Whether a layer is measured with a segment, from 1. Layers take turns.
+pub(super) fn is_measured(segment: u64, layer: usize) -> bool {
+    segment <= N_AVERAGED || (segment + layer as u64).is_multiple_of(MEASURED_EVERY)
+}
+
 /// Which tokens of a segment that begins at `start` are sampled.
 fn sampled(config: &ClusterConfig, start: TokenPos) -> impl Iterator<Item = TokenPos> {
     let step = config.segment_tokens / N_SAMPLED;
@@ -185,7 +194,7 @@ impl Calibration {
         Number::read_all(bytes, &mut self.offsets)
     }
 
-    /// Samples the newest segment, and moves the offsets to where its queries want them.
+    /// Moves the offsets to where the queries of the newest segment want them.
     pub(super) fn update(
         &mut self,
         compute: &Compute<'_>,
@@ -194,7 +203,6 @@ impl Calibration {
         means: &Means,
         buffers: &HeadBuffers,
     ) {
-        self.sample(reference, buffers);
         if reference.queries.is_empty() {
             return;
         }
@@ -250,7 +258,8 @@ impl Calibration {
         }
     }
 
-    fn sample(&mut self, reference: &Reference, buffers: &HeadBuffers) {
+    /// Samples the newest segment.
+    pub(super) fn sample(&mut self, reference: &Reference, buffers: &HeadBuffers) {
         let dim = buffers.head_dim();
         let place = (reference.number as usize - 1) % N_SEGMENTS * N_SAMPLED;
         let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);

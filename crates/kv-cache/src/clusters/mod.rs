@@ -379,7 +379,10 @@ impl Clusters {
                 if let Some(reference) = &positions.reference {
                     let queries =
                         Queries { of_layer: &queries[*layer], first_head: *kv_head * group, group };
-                    head.calibration.update(compute, reference, &queries, &head.means, buffers);
+                    head.calibration.sample(reference, buffers);
+                    if calibration::is_measured(work.number, *layer) {
+                        head.calibration.update(compute, reference, &queries, &head.means, buffers);
+                    }
                 }
                 head.weigh(&work.config, buffers);
             }
