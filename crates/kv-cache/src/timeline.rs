@@ -543,10 +543,7 @@ impl Timeline {
         let sinks = (0..sinks).map(|i| self.slot(TokenPos(i as u64)));
         let clusters = (0..clusters).map(|i| self.cluster_slot(i));
         let recalled = (0..recalled).map(|i| self.recalled_slot(i));
-        let mut oldest = self.oldest_kept(self.next);
-        if self.clusters.is_some() {
-            oldest = oldest.min(self.unclustered);
-        }
+        let oldest = self.oldest_live();
         let window = (0..self.next.since(oldest)).map(move |i| self.slot(oldest.after(i)));
         sinks.chain(clusters).chain(recalled).chain(window)
     }
@@ -599,13 +596,14 @@ impl Timeline {
         }
     }
 
-    /// Empties the recalled section. Returns the tokens of the window whose keys must be rotated
-    /// again, at [`Timeline::window_pos`], to close the gap.
+    /// Empties the recalled section. Returns the tokens whose keys must be rotated again, at
+    /// [`Timeline::window_pos`], to close the gap: of the window and, since clusters are measured with
+    /// the windows of earlier queries, of what is in none of them yet.
     pub fn end_recall(&mut self) -> Range<TokenPos> {
         self.recalled = None;
         self.hidden_before = TokenPos(0);
         match self.gap.take() {
-            Some(gap) => self.oldest_kept(self.next).min(gap.at)..gap.at,
+            Some(gap) => self.oldest_live().min(gap.at)..gap.at,
             None => self.next..self.next,
         }
     }
@@ -635,6 +633,12 @@ impl Timeline {
             return self.first_of_window();
         }
         self.policy.oldest_visible(query).min(query)
+    }
+
+    /// The oldest token after the sinks that a later query may see or a cluster may get.
+    fn oldest_live(&self) -> TokenPos {
+        let oldest = self.oldest_kept(self.next);
+        if self.clusters.is_some() { oldest.min(self.unclustered) } else { oldest }
     }
 
     fn row(&self, token: TokenPos, hidden_before: TokenPos) -> RowPlan {

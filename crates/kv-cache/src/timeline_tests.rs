@@ -227,6 +227,7 @@ impl Run {
     }
 
     fn end_recall(&mut self) {
+        let was_near = self.is_near;
         let moved = self.timeline.end_recall();
         for p in moved.start.0..moved.end.0 {
             let slot = self.timeline.slot(TokenPos(p)).0 as usize;
@@ -236,6 +237,13 @@ impl Run {
         }
         (self.stream.recall, self.stream.hidden_before) = (None, 0);
         self.is_near = false;
+        // Clusters are measured with keys that no query sees any more.
+        if self.stream.clusters.is_some() && was_near {
+            for token in (self.timeline.unclustered.0..self.len() as u64).map(TokenPos) {
+                let row = self.rows[self.timeline.slot(token).0 as usize];
+                assert_eq!(row.map(|r| r.1), Some(self.timeline.window_pos(token)), "{self:?}");
+            }
+        }
         self.check_state();
     }
 

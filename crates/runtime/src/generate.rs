@@ -323,21 +323,25 @@ impl Session {
     ///
     /// As [`Session::generate`].
     pub fn close_answer(&mut self) -> Result<(), SessionError> {
-        let closing = self.rest_of_closing()?;
-        self.append(&closing, Origin::turn(Role::Assistant).with_words(0..0))?;
+        let (closing, n_there) = self.closing()?;
+        let rest = &closing[n_there..];
+        // A dense cache that is full takes nothing behind the answer either.
+        if self.check_dense(rest.len()).is_ok() {
+            self.append(rest, Origin::turn(Role::Assistant).with_words(0..0))?;
+        }
         self.end_turn()
     }
 
-    /// What a template writes behind an answer, without what a crash left of it.
-    pub(crate) fn rest_of_closing(&self) -> Result<Vec<u32>, SessionError> {
+    /// What a template writes behind an answer, and how much of it stands there already: a crash may
+    /// have come before the end of the turn was noted.
+    pub(crate) fn closing(&self) -> Result<(Vec<u32>, usize), SessionError> {
         let closing = self.model().template().after_answer()?;
         let special = everstream_model::SpecialTokens::Parse;
-        let mut closing = self.model().tokenizer().encode(&closing, special);
+        let closing = self.model().tokenizer().encode(&closing, special);
         let markup = self.recorder.as_ref().map_or_else(Vec::new, Recorder::newest_markup);
         let is_there = |n: &usize| markup.ends_with(&closing[..*n]);
         let n_there = (0..=closing.len()).rev().find(is_there).unwrap_or(0);
-        closing.drain(..n_there);
-        Ok(closing)
+        Ok((closing, n_there))
     }
 }
 

@@ -143,9 +143,12 @@ impl Recorder {
         (self.first, self.open.iter().map(|token| (token.id, token.origin.clone())).collect())
     }
 
-    /// The newest tokens, as far as a template wrote them and they are in no stored block.
+    /// The newest tokens, as far as a template wrote them behind an answer and they are in no stored
+    /// block.
     pub(crate) fn newest_markup(&self) -> Vec<u32> {
-        let markup = self.open.iter().rev().take_while(|token| !token.origin.is_words());
+        let is_behind_answer =
+            |t: &&OpenToken| !t.origin.is_words() && t.origin.role == Role::Assistant;
+        let markup = self.open.iter().rev().take_while(is_behind_answer);
         let mut ids: Vec<u32> = markup.map(|token| token.id).collect();
         ids.reverse();
         ids

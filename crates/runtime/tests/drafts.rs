@@ -91,6 +91,9 @@ fn a_dense_cache_is_filled_to_its_end() {
         let answer = session.generate(&options, &mut |_| Continue(())).unwrap();
         assert_eq!((answer.stop, session.n_tokens()), (StopReason::MaxTokens, 300));
         assert_eq!(answer.tokens.len(), 150);
+        // There is no room for what a template writes behind it.
+        session.close_answer().unwrap();
+        assert_eq!((session.awaits_answer(), session.n_tokens()), (false, 300));
         (answer.text, session.drafts().accepted)
     };
     let (with, without) = (run(16), run(0));

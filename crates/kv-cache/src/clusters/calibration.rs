@@ -8,7 +8,7 @@
 //! clusters do not help gives them next to no weight, and one that nothing is known of yet none.
 //!
 //! A query is measured as if it saw its whole window and nothing recalled, also where a recall or a paragraph
-//! hides some of it.
+//! hides some of it; positions that a recall has opened inside the window stay open.
 //!
 //! That clusters estimate the attention of what is not read is RetroInfer's idea (Chen et al., 2025,
 //! arXiv:2505.02922); that what replaces tokens should match the output of attention and its mass is that
@@ -82,8 +82,7 @@ struct ReferenceQuery {
     seen: Spans,
 }
 
-/// Segments between two that a layer is measured with, once its offsets have settled: it is what adding a
-/// segment costs most.
+/// Once its offsets have settled, a layer is measured with every so many-th segment: measuring costs most.
 const MEASURED_EVERY: u64 = 4;
 
 /// Whether a layer is measured with a segment, from 1. Layers take turns.

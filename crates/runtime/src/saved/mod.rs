@@ -294,8 +294,9 @@ impl Session {
             }
         }
         session.begin_saving(storage, maker, Some(&found))?;
-        if session.awaits_answer && session.rest_of_closing()?.is_empty() {
-            // The answer was whole: only the end of its turn was not noted any more.
+        let is_whole = |(closing, n): (Vec<u32>, usize)| n > 0 && n == closing.len();
+        if session.awaits_answer && session.closing().is_ok_and(is_whole) {
+            // Only the end of its turn was not noted any more.
             session.end_turn()?;
         }
         Ok(session)

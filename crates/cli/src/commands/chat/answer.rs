@@ -41,6 +41,9 @@ impl Chat<'_> {
         self.n_turns += 1;
         match generated.stop {
             StopReason::Interrupted if self.is_terminal => output::dim_note("(stopped)"),
+            StopReason::MaxTokens if generated.tokens.len() < self.args.sample.max_tokens => {
+                output::dim_note("(cut off where the cache ends: --context-limit)");
+            }
             StopReason::MaxTokens => {
                 let limit = self.args.sample.max_tokens;
                 output::dim_note(&format!("(cut off at --max-tokens {limit})"));
