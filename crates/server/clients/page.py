@@ -86,6 +86,10 @@ with sync_playwright() as playwright:
     # All of it works without a mouse, and everything has a name.
     for button in page.locator("button").all():
         assert button.get_attribute("aria-label") or button.text_content().strip()
+    # Between two steps the server notices that nobody listens any more; until then the session is in use.
+    page.wait_for_function(
+        "() => fetch('/v1/sessions/page').then((r) => r.json()).then((s) => !s.active)"
+    )
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("[aria-label='Delete session page']")
     page.wait_for_selector("[aria-label='Delete session page']", state="detached")
