@@ -14,6 +14,9 @@ usage: cargo xtask soak NAME
             writes docs/million.svg
   sinks     perplexity by sinks and window on two books; prints Markdown
   retrieval what is found of a task of `everstream eval`, by strategy; no model reads anything
+  attention-recall
+            which blocks' keys are looked at: hits and time
+  keep      what a memory keeps that is too small for all
   memory-speed
             keys and values put back against computed again; what remembering adds to reading
   position-speed
@@ -29,6 +32,8 @@ pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
         ["million"] => million(),
         ["sinks", rest @ ..] => example("sinks", rest),
         ["retrieval", rest @ ..] => example("retrieval", rest),
+        ["attention-recall", rest @ ..] => example("attention_recall", rest),
+        ["keep", rest @ ..] => example("keep", rest),
         ["memory-speed", rest @ ..] => example("memory_speed", rest),
         ["position-speed", rest @ ..] => example("position_speed", rest),
         ["search-speed", rest @ ..] => example("search_speed", rest),

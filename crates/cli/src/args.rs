@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
-    BlockFilter, Distance, Gate, KvType as MemoryType, Neighbours, RecallOrder, Role, Strategy,
+    BlockFilter, Distance, Gate, Keep, KvType as MemoryType, Neighbours, RecallOrder, Role,
+    Strategy,
 };
 use everstream_runtime::{DocumentContext, Insertion, Policy, RecallConfig, SessionConfig};
 
@@ -294,13 +295,33 @@ pub(crate) struct SessionArgs {
     /// Keep the stream and its memory under this name; one that exists goes on where it ended
     #[arg(long, value_name = "NAME")]
     pub(crate) session: Option<String>,
-    /// Disk space for what a session remembers, 128 MiB at least; beyond it the oldest is dropped
+    /// Disk space for what a session remembers, 128 MiB at least
     /// [default: what it has, and half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "session")]
     pub(crate) memory_max: Option<u64>,
+    /// What stays of more than that
+    #[arg(long, value_enum, default_value_t = KeepArg::Newest, requires = "session")]
+    pub(crate) memory_keep: KeepArg,
     /// Go on with a session whose journal is damaged, without what was read after the damage
     #[arg(long, requires = "session")]
     pub(crate) accept_loss: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeepArg {
+    /// The newest
+    Newest,
+    /// Of all parts of the stream those blocks whose keys are unlike the others' (192 MiB at least)
+    Distinct,
+}
+
+impl From<KeepArg> for Keep {
+    fn from(arg: KeepArg) -> Self {
+        match arg {
+            KeepArg::Newest => Self::Newest,
+            KeepArg::Distinct => Self::Distinct,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -85,11 +85,12 @@ pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Opt
         // What it has already is not to be dropped because others filled the disk.
         None => {
             let own = folder.segment_bytes()?;
-            own + (fs4::available_space(folder.path())? / 2).max(2 * DEFAULT_SEGMENT_BYTES)
+            own + (fs4::available_space(folder.path())? / 2).max(3 * DEFAULT_SEGMENT_BYTES)
         }
     };
     let accepts_loss = args.accept_loss;
-    Ok(Some(Storage { folder, max_bytes: Some(max_bytes), accepts_loss }))
+    let keep = args.memory_keep.into();
+    Ok(Some(Storage { folder, max_bytes: Some(max_bytes), keep, accepts_loss }))
 }
 
 /// Adds what blocks are found with to a session's settings. `session` is its name, if it has one.

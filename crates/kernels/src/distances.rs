@@ -1,28 +1,45 @@
-//! One point against many: squared distances.
+//! Rows against points: which one is nearest.
 
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Isa, TILE};
 
-/// Squared distances of `point` from the rows of `tiles`, `[n_tiles, dim, 16]` as
-/// [`write_key`](crate::write_key) fills them; each is summed over the components in their order.
+/// Rows of tiles that are looked at together: their sums need not wait for each other, and they stay in the
+/// fastest cache while all points are looked at.
+const TILES_AT_ONCE: usize = 4;
+
+/// For each row of `tiles`, `[n_tiles, dim, 16]` as [`write_key`](crate::write_key) fills them, the nearest of
+/// `points`, `[n_points, dim]`: writes its number, from `first` on, and its squared distance where that is less
+/// than what `distances` holds; of equals the first. A distance is summed over the components in their order;
+/// one that is no number is not less.
 ///
 /// # Panics
 ///
-/// Unless there is room for 16 distances of each tile.
-pub fn squared_distances(isa: Isa, tiles: &[f32], point: &[f32], out: &mut [f32]) {
-    assert!(out.len().is_multiple_of(TILE), "{} rows are no whole tiles", out.len());
-    let len = out.len().checked_mul(point.len());
-    assert_eq!(Some(tiles.len()), len, "components of {} rows", out.len());
-    isa.run(Distances { tiles, point, out });
+/// Unless there are 16 distances and numbers for each tile, and whole points.
+pub fn nearest_points(
+    isa: Isa,
+    tiles: &[f32],
+    (points, dim): (&[f32], usize),
+    first: u32,
+    distances: &mut [f32],
+    numbers: &mut [u32],
+) {
+    assert!(distances.len().is_multiple_of(TILE), "{} rows are no whole tiles", distances.len());
+    assert_eq!(distances.len(), numbers.len(), "numbers of rows");
+    assert_eq!(Some(tiles.len()), distances.len().checked_mul(dim), "components of rows");
+    assert!(dim > 0 && points.len().is_multiple_of(dim), "points of {dim} components");
+    isa.run(Nearest { tiles, points, dim, first, distances, numbers });
 }
 
-struct Distances<'a> {
+struct Nearest<'a> {
     tiles: &'a [f32],
-    point: &'a [f32],
-    out: &'a mut [f32],
+    points: &'a [f32],
+    dim: usize,
+    first: u32,
+    distances: &'a mut [f32],
+    numbers: &'a mut [u32],
 }
 
-impl Kernel for Distances<'_> {
+impl Kernel for Nearest<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -30,42 +47,50 @@ impl Kernel for Distances<'_> {
         // SAFETY: the caller enabled the instruction set of `S`.
         unsafe {
             const { assert!(TILE == LANES) };
-            let n_tiles = self.out.len() / LANES;
+            let n_tiles = self.distances.len() / LANES;
             let mut done = 0;
-            // Sums of four tiles need not wait for each other.
-            while n_tiles - done >= 4 {
-                self.measure::<S, 4>(done);
-                done += 4;
+            while n_tiles - done >= TILES_AT_ONCE {
+                self.look_at::<S, TILES_AT_ONCE>(done);
+                done += TILES_AT_ONCE;
             }
             while done < n_tiles {
-                self.measure::<S, 1>(done);
+                self.look_at::<S, 1>(done);
                 done += 1;
             }
         }
     }
 }
 
-impl Distances<'_> {
+impl Nearest<'_> {
     /// # Safety
     ///
-    /// The instruction set of `S` is enabled, and there are `N` tiles from `first` on.
+    /// The instruction set of `S` is enabled, and there are `N` tiles from `first_tile` on.
     #[inline(always)]
-    unsafe fn measure<S: Simd, const N: usize>(&mut self, first: usize) {
-        let dim = self.point.len();
-        // SAFETY: `squared_distances` checked that each tile has 16 rows of `dim` components, and that
-        // there is room for as many distances.
-        unsafe {
-            let mut sums = [S::splat(0.0); N];
-            for (i, &x) in self.point.iter().enumerate() {
-                let x = S::splat(x);
-                for (tile, sum) in sums.iter_mut().enumerate() {
-                    let at = ((first + tile) * dim + i) * LANES;
-                    let difference = S::sub(S::load(self.tiles.as_ptr().add(at)), x);
-                    *sum = S::fma(difference, difference, *sum);
+    unsafe fn look_at<S: Simd, const N: usize>(&mut self, first_tile: usize) {
+        let rows = first_tile * LANES..(first_tile + N) * LANES;
+        let (held, numbers) = (&mut self.distances[rows.clone()], &mut self.numbers[rows]);
+        let mut found = [0.0; TILES_AT_ONCE * LANES];
+        for (point, number) in self.points.chunks_exact(self.dim).zip(self.first..) {
+            // SAFETY: `nearest_points` checked that each tile has 16 rows of `dim` components, and `found` has
+            // room for the most tiles that are looked at together.
+            unsafe {
+                let mut sums = [S::splat(0.0); N];
+                for (i, &x) in point.iter().enumerate() {
+                    let x = S::splat(x);
+                    for (tile, sum) in sums.iter_mut().enumerate() {
+                        let at = ((first_tile + tile) * self.dim + i) * LANES;
+                        let difference = S::sub(S::load(self.tiles.as_ptr().add(at)), x);
+                        *sum = S::fma(difference, difference, *sum);
+                    }
+                }
+                for (tile, sum) in sums.into_iter().enumerate() {
+                    S::store(found.as_mut_ptr().add(tile * LANES), sum);
                 }
             }
-            for (tile, sum) in sums.into_iter().enumerate() {
-                S::store(self.out.as_mut_ptr().add((first + tile) * LANES), sum);
+            for ((&found, held), held_number) in found.iter().zip(&mut *held).zip(&mut *numbers) {
+                let is_nearer = found < *held;
+                *held = if is_nearer { found } else { *held };
+                *held_number = if is_nearer { number } else { *held_number };
             }
         }
     }
@@ -78,31 +103,42 @@ mod tests {
     use crate::write_key;
 
     #[test]
-    fn distances_are_those_of_the_definition_on_every_instruction_set() {
+    fn the_nearest_is_that_of_the_definition_on_every_instruction_set() {
         let mut rng = Rng::new(17);
-        for dim in [0, 1, 3, 16, 64, 100] {
+        for (dim, n_points) in [(1, 5), (3, 1), (16, 0), (64, 9), (100, 3)] {
             for n_tiles in [0, 1, 3, 4, 9] {
                 for scale in [1.0, 1e30, f32::NAN] {
                     let mut row =
-                        || (0..dim).map(|_| scale * (rng.f32() - 0.5)).collect::<Vec<_>>();
-                    let (point, rows): (_, Vec<_>) =
-                        (row(), (0..n_tiles * TILE).map(|_| row()).collect());
+                        || (0..dim).map(|_| scale * (rng.f32() - 0.5)).collect::<Vec<f32>>();
+                    let mut points: Vec<_> = (0..n_points).map(|_| row()).collect();
+                    // The first of equals is meant.
+                    points.extend(points.first().cloned());
+                    let rows: Vec<_> = (0..n_tiles * TILE).map(|_| row()).collect();
                     let mut tiles = vec![0.0; n_tiles * TILE * dim];
                     rows.iter().enumerate().for_each(|(i, row)| write_key(&mut tiles, i, row));
-                    let distance = |row: &Vec<f32>| {
-                        let differences = row.iter().zip(&point).map(|(a, b)| a - b);
-                        differences.fold(0.0, |sum: f32, d| d.mul_add(d, sum)).to_bits()
+                    let held = |i: usize| {
+                        if i.is_multiple_of(3) { 0.1 * dim as f32 } else { f32::INFINITY }
                     };
-                    let expected: Vec<u32> = rows.iter().map(distance).collect();
-                    for isa in Isa::available() {
-                        let mut out = vec![1.0; rows.len()];
-                        squared_distances(isa, &tiles, &point, &mut out);
-                        let out: Vec<u32> = out.into_iter().map(f32::to_bits).collect();
-                        if scale.is_nan() {
-                            assert!(out.iter().all(|&x| dim == 0 || f32::from_bits(x).is_nan()));
-                        } else {
-                            assert_eq!(out, expected, "{isa} {dim} {n_tiles} {scale}");
+                    let nearest = |(i, row): (usize, &Vec<f32>)| {
+                        let mut best = (held(i).to_bits(), 7);
+                        for (number, point) in (100..).zip(&points) {
+                            let differences = row.iter().zip(point).map(|(a, b)| a - b);
+                            let sum = differences.fold(0.0, |sum: f32, d| d.mul_add(d, sum));
+                            if sum < f32::from_bits(best.0) {
+                                best = (sum.to_bits(), number);
+                            }
                         }
+                        best
+                    };
+                    let expected: Vec<_> = rows.iter().enumerate().map(nearest).collect();
+                    for isa in Isa::available() {
+                        let mut distances: Vec<f32> = (0..rows.len()).map(held).collect();
+                        let mut numbers = vec![7; rows.len()];
+                        let points = (&points.concat()[..], dim);
+                        nearest_points(isa, &tiles, points, 100, &mut distances, &mut numbers);
+                        let found = distances.iter().map(|d| d.to_bits()).zip(numbers);
+                        let found: Vec<_> = found.collect();
+                        assert_eq!(found, expected, "{isa} {dim} {n_tiles} {scale}");
                     }
                 }
             }

@@ -51,7 +51,7 @@ pub use attention::{
 };
 pub use bandwidth::read_bandwidth;
 pub use buffer::Arena;
-pub use distances::squared_distances;
+pub use distances::nearest_points;
 pub use elementwise::{
     Activation, add_assign, gated, gelu, layer_norm, log_sum_exp, rms_norm, rms_norm_in_place,
     soft_cap,

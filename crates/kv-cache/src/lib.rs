@@ -33,7 +33,9 @@ mod timeline;
 
 pub use buffers::{HeadBuffers, KvType, QueryHeads};
 pub use cache::{CacheConfig, KvCache, KvSource, LayerKind, RawKeys};
-pub use clusters::{ClusterBias, ClusterConfig, ClusterForm, ClusterPlace, Compute};
+pub use clusters::{
+    ClusterBias, ClusterConfig, ClusterForm, ClusterPlace, Compute, Means, Segment,
+};
 pub use error::CacheError;
 pub use policy::{EvictionPolicy, NeverEvict, SinkWindow};
 pub use position::{RopePos, Slot, TokenPos, range_len};

@@ -91,9 +91,11 @@
 mod block;
 pub mod codec;
 mod cutter;
+mod distinct;
 mod embed;
 mod gate;
 mod index;
+mod key_clusters;
 mod kv;
 mod memory;
 mod recall;
@@ -116,6 +118,7 @@ pub use index::{
 };
 #[cfg(feature = "hnsw")]
 pub use index::{HnswIndex, MakeHnsw};
+pub use key_clusters::KeyClusters;
 pub use kv::{BlockKv, KvRows, KvShape, KvType, Q8Rows};
 pub use memory::{Found, Memory, MemoryConfig, MemoryError, MemoryStats};
 pub use recall::{
@@ -124,7 +127,7 @@ pub use recall::{
 };
 pub use store::{
     BlockMeta, BlockStore, BlockText, Compacted, DEFAULT_SEGMENT_BYTES, Damage, DiskOptions,
-    DiskStore, Maker, Overlay, RamStore, SessionFolder, StoreError, check_held, check_name,
+    DiskStore, Keep, Maker, Overlay, RamStore, SessionFolder, StoreError, check_held, check_name,
     check_order, write_whole,
 };
 pub use strategy::{

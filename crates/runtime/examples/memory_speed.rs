@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use everstream_runtime::kv_cache::Place;
 use everstream_runtime::memory::{
-    BlockStore, DiskOptions, DiskStore, Embedder, HashEmbedder, KvType, MiniLm, MiniLmOptions,
-    Recall, RecalledBlock, SessionFolder,
+    BlockStore, DiskOptions, DiskStore, Embedder, HashEmbedder, Keep, KvType, MiniLm,
+    MiniLmOptions, Recall, RecalledBlock, SessionFolder,
 };
 use everstream_runtime::model::Model;
 use everstream_runtime::{
@@ -59,7 +59,7 @@ fn open(
     data: &Path,
 ) -> anyhow::Result<Session> {
     let folder = Arc::new(SessionFolder::create(data, "speed")?);
-    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
+    let storage = Storage { folder, max_bytes: None, keep: Keep::Newest, accepts_loss: false };
     Ok(Session::open(Arc::clone(model), Arc::clone(encoder), config, &storage)?)
 }
 

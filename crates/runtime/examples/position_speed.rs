@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use everstream_runtime::memory::{Embedder, MiniLm, MiniLmOptions, Role, SessionFolder};
+use everstream_runtime::memory::{Embedder, Keep, MiniLm, MiniLmOptions, Role, SessionFolder};
 use everstream_runtime::{Origin, Policy, Session, SessionConfig, Storage};
 
 #[path = "common/books.rs"]
@@ -37,7 +37,12 @@ fn main() -> anyhow::Result<()> {
                 Policy::Remember => {
                     let folder =
                         Arc::new(SessionFolder::create(data.path(), &format!("s{n_tokens}"))?);
-                    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
+                    let storage = Storage {
+                        folder,
+                        max_bytes: None,
+                        keep: Keep::Newest,
+                        accepts_loss: false,
+                    };
                     Session::open(Arc::clone(&model), Arc::clone(&encoder), config, &storage)?
                 }
                 _ => Session::new(Arc::clone(&model), None, config)?,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common::{session, small, story, tiny};
 use everstream_runtime::kv_cache::{ClusterConfig, Place};
-use everstream_runtime::memory::{HashEmbedder, SessionFolder};
+use everstream_runtime::memory::{HashEmbedder, Keep, SessionFolder};
 use everstream_runtime::model::{Model, Workspace};
 use everstream_runtime::{
     Drafts, GenerateOptions, Generation, Origin, Policy, SamplerConfig, Session, SessionConfig,
@@ -114,7 +114,7 @@ fn nothing_is_guessed_where_it_cannot_be() {
 
 fn open(model: &Arc<Model>, data: &std::path::Path, draft_tokens: usize) -> Session {
     let folder = Arc::new(SessionFolder::create(data, "test").unwrap());
-    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
+    let storage = Storage { folder, max_bytes: None, keep: Keep::Newest, accepts_loss: false };
     let config = SessionConfig { draft_tokens, ..small(Policy::Remember) };
     Session::open(Arc::clone(model), Arc::new(HashEmbedder), config, &storage).unwrap()
 }

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{session, small, story, tiny};
-use everstream_runtime::memory::{BlockStore, DiskOptions, DiskStore, HashEmbedder, SessionFolder};
+use everstream_runtime::memory::{
+    BlockStore, DiskOptions, DiskStore, HashEmbedder, Keep, SessionFolder,
+};
 use everstream_runtime::model::SpecialTokens;
 use everstream_runtime::{Origin, Policy, Session, SessionConfig, Storage};
 
@@ -32,7 +34,7 @@ fn config() -> SessionConfig {
 
 fn open(data: &Path) -> Session {
     let folder = Arc::new(SessionFolder::create(data, "test").unwrap());
-    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
+    let storage = Storage { folder, max_bytes: None, keep: Keep::Newest, accepts_loss: false };
     Session::open(tiny("llama"), Arc::new(HashEmbedder), config(), &storage).unwrap()
 }
 

@@ -13,8 +13,8 @@ use common::{small, story, tiny};
 use everstream_runtime::kv_cache::{ClusterConfig, ClusterForm, KvType, Place, TokenPos};
 use everstream_runtime::memory::record::{self, PREFIX_BYTES};
 use everstream_runtime::memory::{
-    BlockStore, DiskOptions, DiskStore, HashEmbedder, KvType as MemoryType, Recall, RecallOrder,
-    Role, SessionFolder, StoreError,
+    BlockStore, DiskOptions, DiskStore, HashEmbedder, Keep, KvType as MemoryType, Recall,
+    RecallOrder, Role, SessionFolder, StoreError,
 };
 use everstream_runtime::model::{Arithmetic, Model, ModelOptions};
 use everstream_runtime::{
@@ -38,7 +38,7 @@ fn open_accepting(
     data: &Path,
 ) -> Result<Session, SessionError> {
     let folder = Arc::new(SessionFolder::create(data, "test")?);
-    let storage = Storage { folder, max_bytes: None, accepts_loss };
+    let storage = Storage { folder, max_bytes: None, keep: Keep::Newest, accepts_loss };
     Session::open(Arc::clone(model), Arc::new(HashEmbedder), config, &storage)
 }
 

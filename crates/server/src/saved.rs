@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use everstream_runtime::memory::{Embedder, Role, SessionFolder};
+use everstream_runtime::memory::{Embedder, Keep, Role, SessionFolder};
 use everstream_runtime::model::Model;
 use everstream_runtime::{
     Origin, Policy, Prefill, Session, SessionConfig, SessionError, Storage, saved_geometry,
@@ -23,8 +23,10 @@ pub struct SavedConfig {
     /// The folder of those without a key, or with the only one; those of other keys lie in folders
     /// of their own within it.
     pub data_dir: PathBuf,
-    /// Disk space of one session's blocks at most; beyond it the oldest are dropped.
+    /// Disk space of one session's blocks at most.
     pub max_bytes: u64,
+    /// What stays of more than that.
+    pub keep: Keep,
     /// Sessions of one owner at most.
     pub max_sessions: NonZeroUsize,
     /// Sessions that are open at the same time, besides those that are worked on.
@@ -181,8 +183,8 @@ impl SavedSessions {
         if let Some(geometry) = saved_geometry(&folder)? {
             geometry.apply(&mut session);
         }
-        let max_bytes = Some(config.max_bytes);
-        let storage = Storage { folder, max_bytes, accepts_loss: false };
+        let (max_bytes, keep) = (Some(config.max_bytes), config.keep);
+        let storage = Storage { folder, max_bytes, keep, accepts_loss: false };
         let (model, encoder) = (Arc::clone(&self.model), Arc::clone(encoder));
         let mut session = Session::open(model, encoder, session, &storage)?;
         if session.awaits_answer() {

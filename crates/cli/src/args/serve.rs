@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use everstream_runtime::Policy;
 
-use super::{CacheArgs, DraftArgs, ModelArgs, RecallArgs, SampleArgs, size};
+use super::{CacheArgs, DraftArgs, KeepArg, ModelArgs, RecallArgs, SampleArgs, size};
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeArgs {
@@ -44,9 +44,12 @@ pub(crate) struct ServeArgs {
     /// Of these, so many stay in memory between turns
     #[arg(long, value_name = "N", default_value = "8")]
     pub(crate) open_sessions: NonZeroUsize,
-    /// Disk space for what one of them remembers, 128 MiB at least; beyond it the oldest is dropped
+    /// Disk space for what one of them remembers, 128 MiB at least
     #[arg(long, value_name = "SIZE", default_value = "8GB", value_parser = size)]
     pub(crate) memory_max: u64,
+    /// What stays of more than that
+    #[arg(long, value_enum, default_value_t = KeepArg::Newest)]
+    pub(crate) memory_keep: KeepArg,
     /// What is written to standard error: nothing of what requests and answers say
     #[arg(long, value_enum, default_value_t = LogArg::Errors)]
     pub(crate) log: LogArg,

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::{
-    BlockMeta, BlockStore, DiskOptions, DiskStore, Embedder, ExactIndex, Role, SessionFolder,
+    BlockMeta, BlockStore, DiskOptions, DiskStore, Embedder, ExactIndex, Keep, Role, SessionFolder,
     StoreError, VectorIndex,
 };
 use everstream_runtime::{
@@ -313,7 +313,7 @@ fn import(common: &Common, data: &Path, args: &ImportArgs) -> anyhow::Result<()>
     if let Some(geometry) = saved_geometry(&folder)? {
         geometry.apply(&mut config);
     }
-    let storage = Storage { folder, max_bytes: None, accepts_loss: false };
+    let storage = Storage { folder, max_bytes: None, keep: Keep::Newest, accepts_loss: false };
     let mut session = Session::open(model, encoder, config, &storage)?;
     let bar = output::bar(texts.len() as u64, "{msg} {wide_bar} {pos}/{len} texts {eta}");
     for text in &texts {

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use everstream_runtime::memory::{DEFAULT_SEGMENT_BYTES, SessionFolder};
+use everstream_runtime::memory::{DEFAULT_SEGMENT_BYTES, Keep, SessionFolder};
 use everstream_runtime::{DocumentContext, Policy, Sampler};
 use everstream_server::{Engine, EngineConfig, Keys, SavedConfig, ServerConfig, serve};
 
@@ -33,7 +33,8 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         bail!("--stop belongs to requests: leave it out");
     }
     let keys = keys(args)?;
-    let least = 2 * DEFAULT_SEGMENT_BYTES;
+    let keep = Keep::from(args.memory_keep);
+    let least = keep.fewest_segments() * DEFAULT_SEGMENT_BYTES;
     if args.memory_max < least {
         bail!(
             "--memory-max {} is too little: use at least {}",
@@ -67,6 +68,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let saved = SavedConfig {
         data_dir,
         max_bytes: args.memory_max,
+        keep,
         max_sessions: args.max_sessions,
         max_open: args.open_sessions,
     };

@@ -1,6 +1,6 @@
 //! The k means of one KV head.
 
-use everstream_kernels::{Isa, squared_distances};
+use everstream_kernels::{Isa, TILE, nearest_points};
 
 use super::{ClusterConfig, ClusterForm, Segment};
 use crate::buffers::Number;
@@ -13,12 +13,12 @@ use crate::rng::SplitMix64;
 /// `1 / count`: a cluster is the mean of all its members, however long ago they were added, and no
 /// mean is ever clustered again. Where the count stops at [`ClusterConfig::n_members`], older members fade.
 #[derive(Clone, Debug)]
-pub(super) struct Means {
+pub struct Means {
     head_dim: usize,
     n_newest: u64,
     /// `[n_clusters, head_dim]`
-    pub(super) keys: Vec<f32>,
-    pub(super) values: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
     pub(super) counts: Vec<u64>,
     /// Key and value of the member whose key is nearest to the mean, `[n_clusters, head_dim]`: of
     /// those that were added last, or held before.
@@ -26,7 +26,9 @@ pub(super) struct Means {
 }
 
 impl Means {
-    pub(super) fn new(config: &ClusterConfig, head_dim: usize) -> Self {
+    /// No means yet, of keys of `head_dim` components.
+    #[must_use]
+    pub fn new(config: &ClusterConfig, head_dim: usize) -> Self {
         let rows = || Vec::with_capacity(config.n_clusters * head_dim);
         let medoids = (config.form == ClusterForm::Medoid).then(|| [rows(), rows()]);
         let counts = Vec::with_capacity(config.n_clusters);
@@ -46,6 +48,26 @@ impl Means {
             None => (&self.keys[at.clone()], &self.values[at]),
             Some([keys, values]) => (&keys[at.clone()], &values[at]),
         }
+    }
+
+    /// The means of keys: `[n_clusters, head_dim]`.
+    #[must_use]
+    pub fn keys(&self) -> &[f32] {
+        &self.keys
+    }
+
+    /// Of each token the cluster with the nearest mean, of equals the first; 0 if there is none.
+    #[must_use]
+    pub fn nearest(&self, isa: Isa, segment: &Segment) -> Vec<u32> {
+        let mut clusters = self.nearest_of(isa, segment).clusters;
+        clusters.truncate(segment.n_tokens(self.head_dim));
+        clusters
+    }
+
+    fn nearest_of<'a>(&self, isa: Isa, segment: &'a Segment) -> Nearest<'a> {
+        let mut nearest = Nearest::new(isa, segment, self.head_dim);
+        nearest.look_at(&self.keys, 0);
+        nearest
     }
 
     /// Appends all numbers.
@@ -71,16 +93,13 @@ impl Means {
 
     /// Adds tokens: first `n_new` clusters begin where k-means++ says, then each token goes to the
     /// cluster with the nearest mean.
-    pub(super) fn add(&mut self, isa: Isa, segment: &Segment, n_new: usize, rng: &mut SplitMix64) {
+    pub fn add(&mut self, isa: Isa, segment: &Segment, n_new: usize, rng: &mut SplitMix64) {
         let dim = self.head_dim;
-        let mut nearest = Nearest::new(isa, segment, dim);
-        for (cluster, mean) in self.keys.chunks_exact(dim).enumerate() {
-            nearest.look_at(mean, cluster);
-        }
+        let mut nearest = self.nearest_of(isa, segment);
         for _ in 0..n_new {
-            let at = draw(&nearest.distances, rng) * dim..;
+            let at = draw(nearest.distances(), rng) * dim..;
             let (key, value) = (&segment.keys[at.clone()][..dim], &segment.values[at][..dim]);
-            nearest.look_at(key, self.counts.len());
+            nearest.look_at(key, self.counts.len() as u32);
             self.keys.extend_from_slice(key);
             self.values.extend_from_slice(value);
             self.counts.push(0);
@@ -89,7 +108,8 @@ impl Means {
                 values.extend_from_slice(value);
             }
         }
-        for ((key, value), &cluster) in segment.rows(dim).zip(&nearest.clusters) {
+        let clusters = nearest.clusters.iter().map(|&cluster| cluster as usize);
+        for ((key, value), cluster) in segment.rows(dim).zip(clusters.clone()) {
             self.counts[cluster] += 1;
             let (at, step) = (
                 cluster * dim..(cluster + 1) * dim,
@@ -102,7 +122,7 @@ impl Means {
             move_to(&mut self.values[at], value);
         }
         let Some([keys, values]) = &mut self.medoids else { return };
-        for ((key, value), &cluster) in segment.rows(dim).zip(&nearest.clusters) {
+        for ((key, value), cluster) in segment.rows(dim).zip(clusters) {
             let at = cluster * dim..(cluster + 1) * dim;
             let mean = &self.keys[at.clone()];
             if squared_distance(key, mean) < squared_distance(&keys[at.clone()], mean) {
@@ -113,31 +133,31 @@ impl Means {
     }
 }
 
-/// Of each token of a segment the nearest mean that was looked at.
+/// Of each token of a segment the nearest mean that was looked at, and of rows that fill up its last tile.
 struct Nearest<'a> {
     isa: Isa,
     segment: &'a Segment,
-    /// Squared distances from the nearest one, and from the newest: infinite where there is none.
+    head_dim: usize,
+    /// Squared distances: infinite where there is no mean.
     distances: Vec<f32>,
-    newest: Vec<f32>,
-    clusters: Vec<usize>,
+    clusters: Vec<u32>,
 }
 
 impl<'a> Nearest<'a> {
     fn new(isa: Isa, segment: &'a Segment, head_dim: usize) -> Self {
-        let n_tokens = segment.keys.len() / head_dim;
-        let (distances, newest) = (vec![f32::INFINITY; n_tokens], vec![0.0; n_tokens]);
-        Self { isa, segment, distances, newest, clusters: vec![0; n_tokens] }
+        let n_rows = segment.n_tokens(head_dim).next_multiple_of(TILE);
+        let (distances, clusters) = (vec![f32::INFINITY; n_rows], vec![0; n_rows]);
+        Self { isa, segment, head_dim, distances, clusters }
     }
 
-    fn look_at(&mut self, mean: &[f32], cluster: usize) {
-        squared_distances(self.isa, &self.segment.tiles, mean, &mut self.newest);
-        let nearest = self.distances.iter_mut().zip(&mut self.clusters);
-        for (&newest, (distance, nearest)) in self.newest.iter().zip(nearest) {
-            let is_nearer = newest < *distance;
-            *distance = if is_nearer { newest } else { *distance };
-            *nearest = if is_nearer { cluster } else { *nearest };
-        }
+    /// Looks at the means of clusters from number `first` on: `[n_clusters, head_dim]`.
+    fn look_at(&mut self, means: &[f32], first: u32) {
+        let (tiles, points) = (&self.segment.tiles, (means, self.head_dim));
+        nearest_points(self.isa, tiles, points, first, &mut self.distances, &mut self.clusters);
+    }
+
+    fn distances(&self) -> &[f32] {
+        &self.distances[..self.segment.n_tokens(self.head_dim)]
     }
 }
 
@@ -188,7 +208,8 @@ mod tests {
             let mut means = means(ClusterForm::Medoid);
             let (mut members, mut centres) = (vec![Vec::<Vec<f64>>::new(); 6], Vec::new());
             for _ in 0..5 {
-                let segment = segment(48, &mut rng, |_| 1.0);
+                // No whole number of tiles.
+                let segment = segment(41, &mut rng, |_| 1.0);
                 let keys: Vec<Vec<f64>> = segment
                     .keys
                     .chunks_exact(DIM)

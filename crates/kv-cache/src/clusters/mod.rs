@@ -13,7 +13,7 @@ use std::ops::Range;
 use everstream_kernels::{Isa, Pool, Rotation, key_tiles_len, write_key};
 
 use self::calibration::{Calibration, N_QUERIES, Reference, SAMPLED_TOKENS};
-use self::means::Means;
+pub use self::means::Means;
 use crate::buffers::Number;
 use crate::cache::LayerKind;
 use crate::rng::SplitMix64;
@@ -209,7 +209,8 @@ pub struct Compute<'a> {
 }
 
 /// Raw keys and values of one KV head, `[n_tokens, head_dim]`.
-struct Segment {
+#[derive(Debug)]
+pub struct Segment {
     keys: Vec<f32>,
     values: Vec<f32>,
     /// The keys in tiles.
@@ -217,12 +218,22 @@ struct Segment {
 }
 
 impl Segment {
-    fn new(head_dim: usize, keys: Vec<f32>, values: Vec<f32>) -> Self {
+    /// Tokens with these keys and values.
+    ///
+    /// # Panics
+    ///
+    /// Unless both are whole rows of `head_dim` components.
+    #[must_use]
+    pub fn new(head_dim: usize, keys: Vec<f32>, values: Vec<f32>) -> Self {
         let n_tokens = keys.len() / head_dim;
         let mut tiles = vec![0.0; key_tiles_len(n_tokens, head_dim)];
         let rows = keys.chunks_exact(head_dim).enumerate();
         rows.for_each(|(i, key)| write_key(&mut tiles, i, key));
         Self { keys, values, tiles }
+    }
+
+    fn n_tokens(&self, head_dim: usize) -> usize {
+        self.keys.len() / head_dim
     }
 
     fn rows(&self, head_dim: usize) -> impl Iterator<Item = (&[f32], &[f32])> {

@@ -19,6 +19,7 @@ use crate::cutter::BlockCutter;
 use crate::embed::Embedder;
 use crate::gate::Gate;
 use crate::index::{Distance, Hit, IndexError, VectorIndex};
+use crate::key_clusters::KeyClusters;
 use crate::recall::{BlockFilter, Neighbours, NotRecalled, Recall, RecallRequest, RecalledBlock};
 use crate::store::{BlockMeta, BlockStore, BlockText, StoreError};
 use crate::strategy::{Query, Strategy};
@@ -56,6 +57,8 @@ pub struct Memory {
     /// The words of the first blocks of the store, as many as it has; made for strategies that look
     /// at words, and shared by branches until one of them remembers.
     words: Arc<WordIndex>,
+    /// Clusters of the keys of the first blocks, in the same way.
+    clusters: Arc<KeyClusters>,
     /// Each block's number in the store. Shared by branches until one of them remembers.
     order: Arc<HashMap<BlockId, usize>>,
     /// Numbers of blocks that are stored and not indexed yet, oldest first.
@@ -87,9 +90,19 @@ impl Memory {
         let session = Arc::from(config.session.as_str());
         let order = Arc::default();
         let (pending, stats) = (VecDeque::new(), MemoryStats::default());
-        let words = Arc::default();
-        let mut memory =
-            Self { config, session, store, index, embedder, words, order, pending, stats };
+        let (words, clusters) = <(Arc<WordIndex>, Arc<KeyClusters>)>::default();
+        let mut memory = Self {
+            config,
+            session,
+            store,
+            index,
+            embedder,
+            words,
+            clusters,
+            order,
+            pending,
+            stats,
+        };
         memory.adopt_stored_blocks()?;
         Ok(memory)
     }
@@ -192,6 +205,10 @@ impl Memory {
         if self.config.strategy.needs_words() {
             self.index_words()?;
         }
+        if self.config.strategy.needs_clusters() {
+            let (store, clusters) = (&self.store, Arc::make_mut(&mut self.clusters));
+            clusters.update(store.metas().len(), &|order| present(store.get(order)))?;
+        }
         let words = Arc::clone(&self.words);
         let words = words.scores(request.query);
         let embedding = match request.embedding {
@@ -255,6 +272,7 @@ impl Memory {
             index: self.index.branch()?,
             embedder: self.embedder.clone(),
             words: self.words.clone(),
+            clusters: self.clusters.clone(),
             order: self.order.clone(),
             pending: self.pending.clone(),
             stats: self.stats,
@@ -477,6 +495,7 @@ impl Memory {
             words,
             blocks: self.store.metas(),
             eligible: &|id| self.eligible_part(request, id).is_some(),
+            clusters: &self.clusters,
             queries: request.queries,
             block: &|id| self.block_by_id(id).ok(),
             block_text: &|id| Some(self.store.text(*self.order.get(&id)?).ok()?.text),

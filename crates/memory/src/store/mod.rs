@@ -22,7 +22,7 @@ use thiserror::Error;
 use crate::block::{Block, BlockId, Role, Source};
 
 pub use disk::{
-    Compacted, DEFAULT_SEGMENT_BYTES, Damage, DiskOptions, DiskStore, Maker, SessionFolder,
+    Compacted, DEFAULT_SEGMENT_BYTES, Damage, DiskOptions, DiskStore, Keep, Maker, SessionFolder,
     check_name, write_whole,
 };
 pub use overlay::Overlay;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Query, Strategy};
-use crate::block::Block;
+use super::{Query, Strategy, hits_of};
+use crate::block::{Block, BlockId};
 use crate::index::{Hit, IndexError, dot};
 
 /// What a model asks for: the queries of a text's tokens, before rotation.
@@ -17,8 +17,19 @@ pub struct ModelQueries {
     pub layers: Vec<Vec<f32>>,
 }
 
-/// Among the blocks nearest to the query, ranks by the attention that the query's tokens pay to their
-/// keys. Without a model's queries the nearest come first.
+/// Which blocks' keys [`Attention`] looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidates {
+    /// So many that are nearest to the query.
+    Nearest(usize),
+    /// So many that get most votes if each of their keys were the mean of the cluster that it is in.
+    InClusters(usize),
+    /// All of them, and each is read.
+    All,
+}
+
+/// Ranks blocks by the attention that the query's tokens pay to their keys. Without a model's queries the
+/// nearest come first.
 ///
 /// InfLLM and EM-LLM add up the attention of all heads. Most heads look at the same tokens whatever is
 /// asked, and drown the few that retrieve: on SQuAD paragraphs (Qwen2.5-Coder-0.5B, 60 questions) the
@@ -34,30 +45,54 @@ pub struct ModelQueries {
 /// 2024, arXiv:2404.15574, for why few heads matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attention {
-    /// How many of the nearest blocks are looked at: their keys are read.
-    pub n_candidates: usize,
+    /// What is looked at.
+    pub candidates: Candidates,
 }
 
 impl Default for Attention {
     fn default() -> Self {
-        Self { n_candidates: 32 }
+        Self { candidates: Candidates::Nearest(32) }
     }
 }
 
 impl Strategy for Attention {
     fn name(&self) -> &'static str {
-        "attention"
+        match self.candidates {
+            Candidates::Nearest(_) => "attention",
+            Candidates::InClusters(_) => "attention-clusters",
+            Candidates::All => "attention-all",
+        }
     }
 
     fn needs_queries(&self) -> bool {
         true
     }
 
+    fn needs_clusters(&self) -> bool {
+        matches!(self.candidates, Candidates::InClusters(_))
+    }
+
     fn rank(&self, query: &Query<'_>, n: usize, out: &mut Vec<Hit>) -> Result<(), IndexError> {
-        query.index.search(query.embedding, self.n_candidates.max(n), query.eligible, out)?;
-        if let Some(queries) = query.queries {
-            *out = by_votes(query, queries, out);
+        let Some(queries) = query.queries else {
+            return query.index.search(query.embedding, n, query.eligible, out);
+        };
+        match self.candidates {
+            Candidates::Nearest(n_candidates) => {
+                query.index.search(query.embedding, n_candidates.max(n), query.eligible, out)?;
+            }
+            Candidates::InClusters(n_candidates) => {
+                let ids = in_clusters(query, queries, n_candidates.max(n));
+                *out = match hits_of(query, &ids) {
+                    // Damaged text has no vector.
+                    Err(IndexError::Unknown { .. }) => hits_of_known(query, &ids)?,
+                    hits => hits?,
+                };
+            }
+            Candidates::All => {
+                query.index.search(query.embedding, query.blocks.len(), query.eligible, out)?;
+            }
         }
+        *out = by_votes(query, queries, out);
         out.truncate(n);
         Ok(())
     }
@@ -72,6 +107,53 @@ pub(super) fn by_votes(query: &Query<'_>, queries: &ModelQueries, found: &[Hit])
     // Stable: of equals the nearer.
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
     ranked.into_iter().map(|(_, hit)| hit).collect()
+}
+
+/// The up to `n` blocks that get most votes by the clusters of their keys, best first; while there are none, all.
+fn in_clusters(query: &Query<'_>, queries: &ModelQueries, n: usize) -> Vec<BlockId> {
+    let blocks = query.blocks.iter().enumerate();
+    let eligible = blocks.filter(|(_, meta)| (query.eligible)(meta.id));
+    let (orders, ids): (Vec<usize>, Vec<BlockId>) =
+        eligible.map(|(order, meta)| (order, meta.id)).unzip();
+    if !query.clusters.are_of(queries) {
+        return ids;
+    }
+    let mut votes = vec![0.0; ids.len()];
+    let mut shares = Vec::new();
+    for (layer, asked) in queries.layers.iter().enumerate() {
+        for head in 0..queries.n_heads {
+            shares.clear();
+            for of_token in asked.chunks_exact(queries.n_heads * queries.head_dim) {
+                let query_head = &of_token[head * queries.head_dim..][..queries.head_dim];
+                query.clusters.best_products(
+                    (layer, queries.n_heads, head),
+                    query_head,
+                    &orders,
+                    &mut shares,
+                );
+            }
+            let scale = 1.0 / (queries.head_dim as f32).sqrt();
+            shares.iter_mut().for_each(|share| *share *= scale);
+            add_votes(&mut shares, &mut votes);
+        }
+    }
+    let mut ranked: Vec<(f32, BlockId)> = votes.into_iter().zip(ids).collect();
+    // Stable: of equals the older.
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    ranked.truncate(n);
+    ranked.into_iter().map(|(_, id)| id).collect()
+}
+
+/// As [`hits_of`], without blocks that the index does not hold.
+fn hits_of_known(query: &Query<'_>, ids: &[BlockId]) -> Result<Vec<Hit>, IndexError> {
+    let mut hits = Vec::new();
+    for &id in ids {
+        match hits_of(query, &[id]) {
+            Err(IndexError::Unknown { .. }) => {}
+            hit => hits.extend(hit?),
+        }
+    }
+    Ok(hits)
 }
 
 /// The votes of all heads and tokens for each block.
@@ -155,9 +237,11 @@ fn softmax(scores: &mut [f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::{BlockId, NewBlock};
+    use crate::block::NewBlock;
     use crate::index::{Distance, ExactIndex, VectorIndex};
+    use crate::key_clusters::KeyClusters;
     use crate::kv::{BlockKv, KvShape, KvType};
+    use crate::store::BlockMeta;
     use crate::testing::{new_block, session};
     use crate::words::WordIndex;
     use everstream_kv_cache::rng::SplitMix64;
@@ -257,6 +341,7 @@ mod tests {
                 embedding: &[0.0],
                 index: &index,
                 words: &words,
+                clusters: &KeyClusters::default(),
                 blocks: &[],
                 eligible: &|_| true,
                 queries,
@@ -276,5 +361,50 @@ mod tests {
         assert_eq!(rank(Some(&queries), 2), ranked[..2]);
         let empty = ModelQueries::default();
         assert_eq!(rank(Some(&empty), 2), [0, 1]);
+    }
+
+    /// With as many candidates as there are blocks, clusters choose as if all were read; with few, most of the best are
+    /// among them. A block that the index does not hold costs itself.
+    #[test]
+    fn clusters_propose_what_gets_votes() {
+        let mut rng = SplitMix64::new(9);
+        let blocks: Vec<_> = (0..140).map(|i| block(i, &random(&mut rng, 2 * 2 * 3 * 4))).collect();
+        let mut index = ExactIndex::new(1, Distance::L2).unwrap();
+        for (i, block) in blocks[..139].iter().enumerate() {
+            index.add(block.id(), &[i as f32]).unwrap();
+        }
+        let mut clusters = KeyClusters::default();
+        let read = |order: usize| Ok::<_, ()>(Some(Arc::clone(&blocks[order])));
+        clusters.update(140, &read).unwrap();
+        let metas: Vec<BlockMeta> = blocks.iter().map(|block| BlockMeta::from(&**block)).collect();
+        let layers = (0..2).map(|_| random(&mut rng, 5 * N_HEADS * 4)).collect();
+        let queries = ModelQueries { n_heads: N_HEADS, head_dim: 4, layers };
+        assert!(clusters.are_of(&queries));
+        let words = WordIndex::default();
+        let words = words.scores("");
+        let query = Query {
+            text: "",
+            embedding: &[0.0],
+            index: &index,
+            words: &words,
+            clusters: &clusters,
+            blocks: &metas,
+            eligible: &|id| id != blocks[7].id(),
+            queries: Some(&queries),
+            block_text: &|_| None,
+            block: &|id| blocks.iter().find(|block| block.id() == id).map(Arc::clone),
+        };
+        let rank = |candidates, n| {
+            let mut out = Vec::new();
+            Attention { candidates }.rank(&query, n, &mut out).unwrap();
+            out
+        };
+        let all = rank(Candidates::All, 200);
+        assert_eq!(all.len(), 138);
+        assert_eq!(rank(Candidates::InClusters(139), 200), all);
+        // By chance it would be three of them.
+        let few = rank(Candidates::InClusters(40), 40);
+        let n_of_best = all[..10].iter().filter(|hit| few.contains(hit)).count();
+        assert!(n_of_best >= 6, "{n_of_best}");
     }
 }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::{ALL, Query, Strategy, by_name};
 use crate::block::{BlockId, Role};
 use crate::index::{Distance, ExactIndex, Hit, VectorIndex};
+use crate::key_clusters::KeyClusters;
 use crate::store::BlockMeta;
 use crate::testing::positions;
 use crate::words::WordIndex;
@@ -64,6 +65,7 @@ impl World {
             index: &self.index,
             blocks: &self.metas,
             eligible: &|id| self.is_eligible(id),
+            clusters: &KeyClusters::default(),
             queries: None,
             block: &|_| None,
             block_text: &|id| self.is_quoted(id).then(|| "The third! Is one.".to_owned()),

@@ -22,10 +22,11 @@ use std::sync::Arc;
 
 use crate::block::{Block, BlockId};
 use crate::index::{Hit, IndexError, VectorIndex};
+use crate::key_clusters::KeyClusters;
 use crate::store::BlockMeta;
 use crate::words::WordScores;
 
-pub use attention::{Attention, ModelQueries};
+pub use attention::{Attention, Candidates, ModelQueries};
 pub use farthest::Farthest;
 pub use fusion::Fusion;
 pub use hybrid::Hybrid;
@@ -36,11 +37,13 @@ pub use random::Random;
 pub use recent::Recent;
 
 /// The names of all strategies, the controls last.
-pub const ALL: [&str; 9] = [
+pub const ALL: [&str; 11] = [
     "nearest",
     "hybrid",
     "fusion",
     "attention",
+    "attention-clusters",
+    "attention-all",
     "mmr",
     "max-distance",
     "random",
@@ -56,6 +59,8 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Strategy>> {
         "hybrid" => Arc::new(Hybrid::default()),
         "fusion" => Arc::new(Fusion::default()),
         "attention" => Arc::new(Attention::default()),
+        "attention-clusters" => Arc::new(Attention { candidates: Candidates::InClusters(128) }),
+        "attention-all" => Arc::new(Attention { candidates: Candidates::All }),
         "mmr" => Arc::new(Mmr::default()),
         "max-distance" => Arc::new(MaxDistance::default()),
         "random" => Arc::new(Random::default()),
@@ -81,6 +86,8 @@ pub struct Query<'a> {
     pub blocks: &'a [BlockMeta],
     /// Which of them may be recalled; `false` for ids that are not among `blocks`.
     pub eligible: &'a dyn Fn(BlockId) -> bool,
+    /// The clusters of the blocks' keys; none unless the strategy [needs](Strategy::needs_clusters) them.
+    pub clusters: &'a KeyClusters,
     /// What the model asks for; `None` unless the strategy [needs](Strategy::needs_queries) it and
     /// there is a model.
     pub queries: Option<&'a ModelQueries>,
@@ -105,6 +112,11 @@ pub trait Strategy: Debug + Send + Sync {
 
     /// Whether it looks at the model's queries. They are computed for those who do.
     fn needs_queries(&self) -> bool {
+        false
+    }
+
+    /// Whether it looks at clusters of keys. They are made for those who do.
+    fn needs_clusters(&self) -> bool {
         false
     }
 

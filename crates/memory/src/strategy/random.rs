@@ -67,6 +67,7 @@ mod tests {
             index: &index,
             blocks: &[],
             eligible: &|id| id.0 % 2 == 0,
+            clusters: &crate::key_clusters::KeyClusters::default(),
             queries: None,
             block: &|_| None,
             block_text: &|_| None,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use everstream_kv_cache::TokenPos;
 use everstream_memory::{
-    BlockMeta, BlockStore, DiskOptions, DiskStore, Embedder, Maker, MemoryError, Recall,
+    BlockMeta, BlockStore, DiskOptions, DiskStore, Embedder, Keep, Maker, MemoryError, Recall,
     RecalledBlock, Role, SessionFolder, StoreError,
 };
 use everstream_model::{Model, Sequence};
@@ -44,8 +44,10 @@ pub const SAVE_TOKENS: u64 = 8192;
 pub struct Storage {
     /// The session's folder, locked.
     pub folder: Arc<SessionFolder>,
-    /// Bytes of stored blocks at most; beyond them the oldest are dropped.
+    /// Bytes of stored blocks at most.
     pub max_bytes: Option<u64>,
+    /// What stays of more than that.
+    pub keep: Keep,
     /// Whether to go on without what was read after a damage to a journal; otherwise that is refused.
     pub accepts_loss: bool,
 }
@@ -220,6 +222,7 @@ impl Session {
             maker: Some(maker.clone()),
             encoder: Some(embedder.name()),
             max_bytes: storage.max_bytes,
+            keep: storage.keep,
             ..DiskOptions::default()
         };
         if let Some(found) = &found

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use everstream_runtime::memory::{BlockSizes, Gate, HashEmbedder, Neighbours};
+use everstream_runtime::memory::{BlockSizes, Gate, HashEmbedder, Keep, Neighbours};
 use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{RecallConfig, SamplerConfig, SessionConfig};
 use everstream_server::{Engine, EngineConfig, Keys, SavedConfig, ServerConfig, serve};
@@ -58,6 +58,7 @@ pub(crate) fn saving_engine(data_dir: &Path) -> (Engine, JoinHandle<()>) {
     let saved = SavedConfig {
         data_dir: data_dir.to_owned(),
         max_bytes: 1 << 30,
+        keep: Keep::Newest,
         max_sessions: at_least_one(4),
         max_open: at_least_one(2),
     };

@@ -22,6 +22,7 @@ mod compact;
 mod folder;
 mod head;
 mod hot;
+mod limit;
 mod maker;
 mod opening;
 mod segment;
@@ -49,6 +50,7 @@ use segment::{Header, Writer};
 
 pub use compact::Compacted;
 pub use folder::{SessionFolder, check_name, write_whole};
+pub use limit::Keep;
 pub use maker::Maker;
 
 /// Blocks that the catalogue may lack.
@@ -68,8 +70,10 @@ pub struct DiskOptions {
     pub segment_bytes: u64,
     /// Bytes of keys and values that are kept in RAM after they were read.
     pub hot_bytes: usize,
-    /// Bytes of all segments; beyond them the oldest is dropped with its blocks.
+    /// Bytes of all segments.
     pub max_bytes: Option<u64>,
+    /// What stays of more than that.
+    pub keep: Keep,
 }
 
 impl Default for DiskOptions {
@@ -81,6 +85,7 @@ impl Default for DiskOptions {
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             hot_bytes: 64 << 20,
             max_bytes: None,
+            keep: Keep::default(),
         }
     }
 }
@@ -190,8 +195,7 @@ impl DiskStore {
     /// [`StoreError::Limit`] or [`StoreError::File`]. Damaged blocks are
     /// no error: [`damage`](Self::damage) lists them.
     pub fn open(folder: Arc<SessionFolder>, options: DiskOptions) -> Result<Self, StoreError> {
-        // The segment that is written to is never dropped, and one more should fit.
-        let least = 2 * options.segment_bytes;
+        let least = options.keep.fewest_segments() * options.segment_bytes;
         if let Some(max_bytes) = options.max_bytes.filter(|&max| max < least) {
             return Err(StoreError::Limit { max_bytes, least });
         }
@@ -393,34 +397,6 @@ impl DiskStore {
         let (number, len) = (writer.number, writer.len());
         self.segments.entry(number).and_modify(|segment| segment.1 = len);
         Ok((number, offset))
-    }
-
-    /// Drops the oldest segments until the limit is kept.
-    fn keep_limit(&mut self) -> Result<(), StoreError> {
-        while self.options.max_bytes.is_some_and(|max| self.segment_bytes() > max)
-            && self.segments.len() > 1
-            && let Some((&number, _)) = self.segments.first_key_value()
-        {
-            let mut fresh = lock(&self.shared.fresh);
-            for (meta, place) in self.metas.iter_mut().zip(self.places.iter()) {
-                if place.segment == number && !meta.is_forgotten {
-                    meta.is_forgotten = true;
-                    self.n_dropped += 1;
-                    fresh.blocks.remove(&place.start);
-                    fresh.embeddings.remove(&place.start);
-                    fresh.removed.push(place.start);
-                }
-            }
-            fresh.segments.retain(|segment| segment.0 != number);
-            drop(fresh);
-            // First the catalogue: what it knows and cannot find was lost.
-            self.commit_catalog()?;
-            lock(&self.shared.catalog).sync()?;
-            fs_err::remove_file(segment::path(&self.shared.folder, number))?;
-            self.segments.remove(&number);
-            lock(&self.shared.files).remove(&number);
-        }
-        Ok(())
     }
 
     /// Writes the catalogue anew, with nothing in it but what counts.

@@ -445,6 +445,114 @@ fn the_oldest_segment_is_dropped_to_keep_the_limit() {
     assert!(matches!(error, StoreError::Limit { least: 4000, .. }));
 }
 
+/// A block whose keys point where those of no other do.
+fn odd_block(range: Range<u64>) -> Arc<Block> {
+    let new = new_block(range.clone(), &format!("what tokens {range:?} say"));
+    let shape = new.kv.shape();
+    let n_components = shape.components(16).unwrap();
+    let keys: Vec<f32> = (0..n_components).map(|i| if i % 2 == 0 { 3.0 } else { -3.0 }).collect();
+    let kv = BlockKv::new(shape, 16, &keys, &keys, KvType::F32).unwrap();
+    Arc::new(Block::new(Arc::from("test"), NewBlock { kv, ..new }).unwrap())
+}
+
+#[test]
+fn what_is_distinct_stays_within_the_limit_and_all_of_the_stream_is_covered() {
+    let data = tempfile::tempdir().unwrap();
+    let (segment_bytes, max_bytes) = (6000, Some(36_000));
+    let limited = DiskOptions { segment_bytes, max_bytes, keep: Keep::Distinct, ..options() };
+    let mut store = open_with(data.path(), limited.clone()).unwrap();
+    let is_odd = |i: usize| i % 25 == 3;
+    for (i, range) in ranges(300).into_iter().enumerate() {
+        store.append(if is_odd(i) { odd_block(range) } else { block(range) }).unwrap();
+        store.set_embedding(i, &[i as f32]).unwrap();
+        assert!(store.segment_bytes() <= 36_000);
+        if i == 20 {
+            store.forget(0).unwrap();
+        }
+    }
+    let left = starts(&store);
+    assert_eq!(left.len(), 299 - store.n_dropped());
+    let odd: Vec<u64> = (0..300).filter(|&i| is_odd(i)).map(|i| 4 + 16 * i as u64).collect();
+    let n_odd = odd.iter().filter(|start| left.contains(start)).count();
+    assert_eq!((n_odd, odd.len()), (12, 12), "{left:?}");
+    for quarter in 0..4 {
+        let range = 4 + 1200 * quarter..1204_u64 + 1200 * quarter;
+        let n_left = left.iter().filter(|start| range.contains(*start)).count();
+        assert!(n_left > 2, "{left:?}");
+    }
+    drop(store);
+    let check = |data: &Path| {
+        let store = open_with(data, limited.clone()).unwrap();
+        assert_eq!((starts(&store), store.damage()), (left.clone(), &[][..]));
+        assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
+        for (order, start) in left.iter().enumerate() {
+            let found = store.get(order).unwrap();
+            let range = *start..start + 16;
+            let expected = if odd.contains(start) { odd_block(range) } else { block(range) };
+            assert_eq!((found.id(), found.kv()), (expected.id(), expected.kv()));
+        }
+    };
+    check(data.path());
+    let copy = copy(data.path());
+    fs_err::remove_file(catalog_file(copy.path())).unwrap();
+    check(copy.path());
+}
+
+/// The process ends between any two changes of files.
+#[test]
+fn segments_that_become_one_lose_nothing_that_stays() {
+    let limited = DiskOptions { max_bytes: Some(12_000), keep: Keep::Distinct, ..options() };
+    let data = tempfile::tempdir().unwrap();
+    let mut store = open_with(data.path(), limited.clone()).unwrap();
+    let mut n_merged = 0;
+    for range in ranges(60) {
+        let before = copy(data.path());
+        store.append(block(range)).unwrap();
+        store.sync().unwrap();
+        let after = copy(data.path());
+        let names = |data: &Path| -> Vec<_> {
+            segment_files(data).iter().map(|path| path.file_name().unwrap().to_owned()).collect()
+        };
+        let is_gone = |name: &std::ffi::OsString| !names(after.path()).contains(name);
+        let Some(gone) = names(before.path()).into_iter().find(is_gone) else { continue };
+        n_merged += 1;
+        let left = starts(&store);
+        // The new segment is there, and the first of the two as well.
+        let folder = |data: &Path| SessionFolder::path_of(data, "test").join("blocks");
+        fs_err::copy(folder(before.path()).join(&gone), folder(after.path()).join(&gone)).unwrap();
+        for has_catalog in [true, false] {
+            let crashed = copy(after.path());
+            if !has_catalog {
+                fs_err::remove_file(catalog_file(crashed.path())).unwrap();
+            }
+            let mut store = open_with(crashed.path(), limited.clone()).unwrap();
+            let found = starts(&store);
+            assert!(left.iter().all(|start| found.contains(start)), "{found:?} {left:?}");
+            assert!(found == left || !has_catalog);
+            assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
+            // What was dropped is dropped again.
+            store.sync().unwrap();
+            assert!(store.segment_bytes() <= 12_000);
+            drop(store);
+            assert_eq!(open_with(crashed.path(), limited.clone()).unwrap().damage(), []);
+        }
+        // The two of before are there, and the catalogue knows what is to go.
+        let mut crashed = open_with(before.path(), limited.clone()).unwrap();
+        let is_to_go = |start: &u64| !left.contains(start);
+        let all = starts(&crashed);
+        let dropped = all.iter().enumerate().filter(|(_, start)| is_to_go(start));
+        crashed.drop_blocks(&dropped.map(|(order, _)| order).collect::<Vec<_>>()).unwrap();
+        drop(crashed);
+        let crashed = open_with(before.path(), limited.clone()).unwrap();
+        assert_eq!(starts(&crashed), left[..left.len() - 1]);
+        assert_eq!(crashed.verify(&mut |_| {}).unwrap(), []);
+    }
+    assert!(n_merged > 10);
+    let too_little = DiskOptions { max_bytes: Some(5999), ..limited };
+    let error = open_with(tempfile::tempdir().unwrap().path(), too_little).unwrap_err();
+    assert!(matches!(error, StoreError::Limit { least: 6000, .. }));
+}
+
 #[test]
 fn another_model_is_refused_and_no_model_needed_to_look() {
     let data = tempfile::tempdir().unwrap();

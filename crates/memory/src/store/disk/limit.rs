@@ -1,0 +1,212 @@
+//! Keeps a store within its limit.
+
+use fs_err::File;
+
+use super::head::{self, Summary};
+use super::segment::{self, Header};
+use super::{DiskStore, Place, Prefix, StoreError, lock};
+use crate::block::Block;
+use crate::distinct::MeanKey;
+use crate::record::{self, Found};
+
+/// Which blocks stay where there is no room for all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// The newest: the oldest segment is dropped.
+    #[default]
+    Newest,
+    /// Those whose keys are unlike the others'. Two segments that follow each other become one, with as many of their
+    /// blocks as fit into it. The further back, the more of the stream a segment stands for, and the less of it
+    /// is left.
+    Distinct,
+}
+
+impl Keep {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Newest, Self::Distinct];
+
+    /// The name on the command line and in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Newest => "newest",
+            Self::Distinct => "distinct",
+        }
+    }
+
+    /// The fewest segments that a limit must have room for: the one that is written to is never dropped, and one more
+    /// should fit, or two that become one.
+    #[must_use]
+    pub fn fewest_segments(self) -> u64 {
+        match self {
+            Self::Newest => 2,
+            Self::Distinct => 3,
+        }
+    }
+}
+
+impl DiskStore {
+    /// Drops blocks until the limit is kept.
+    pub(super) fn keep_limit(&mut self) -> Result<(), StoreError> {
+        while self.options.max_bytes.is_some_and(|max| self.segment_bytes() > max)
+            && self.segments.len() > 1
+        {
+            match self.pair_to_merge() {
+                Some((first, second)) => self.merge(first, second)?,
+                None => self.drop_oldest()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_oldest(&mut self) -> Result<(), StoreError> {
+        let Some((&number, _)) = self.segments.first_key_value() else { return Ok(()) };
+        let all = self.held_in(|place| place.segment == number);
+        self.drop_blocks(&all)?;
+        self.remove_segment(number)
+    }
+
+    /// The neighbours, both full, that stand for the smallest share of all that was read since they began; the oldest
+    /// of equals. So what a segment stands for grows with its age.
+    fn pair_to_merge(&self) -> Option<(u32, u32)> {
+        if self.options.keep == Keep::Newest {
+            return None;
+        }
+        let mut numbers: Vec<u32> = self.segments.keys().copied().collect();
+        numbers.pop();
+        let first_of = |number: u32| {
+            let places = self.places.iter().filter(|place| place.segment >= number);
+            places.map(|place| place.start).min().unwrap_or(u64::MAX)
+        };
+        let end = self.metas.last()?.range.end.0;
+        let share = |&(first, second): &(u32, u32)| {
+            let tokens = |until: u64| until.saturating_sub(first_of(first)).max(1) as f64;
+            tokens(first_of(second + 1)) / tokens(end)
+        };
+        let pairs = numbers.windows(2).map(|pair| (pair[0], pair[1]));
+        pairs.min_by(|a, b| share(a).total_cmp(&share(b)))
+    }
+
+    /// Makes one segment of two, in the place of the second.
+    fn merge(&mut self, first: u32, second: u32) -> Result<(), StoreError> {
+        let held = self.held_in(|place| place.segment == first || place.segment == second);
+        let generation = self.segments.get(&second).map_or(0, |segment| segment.0) + 1;
+        let maker = self.maker.clone().unwrap_or_default();
+        let mut bytes = Header::new(self.session(), maker, generation).record();
+        if self.segments.first_key_value().is_some_and(|(&oldest, _)| oldest < first) {
+            // Of blocks in older segments. What is held here was not forgotten by any of them, so they come first.
+            self.copy_forget_records(first, &mut bytes)?;
+            self.copy_forget_records(second, &mut bytes)?;
+        }
+        let kept = self.most_distinct(&held, self.options.segment_bytes - bytes.len() as u64)?;
+        let dropped: Vec<usize> =
+            held.iter().copied().filter(|order| kept.binary_search(order).is_err()).collect();
+        self.drop_blocks(&dropped)?;
+
+        let mut moved = Vec::new();
+        for order in kept {
+            let block = self.shared.read(&self.places[order])?;
+            let summary = self.places[order].summary(&self.metas[order]);
+            let offset = bytes.len() as u64;
+            let head = head::encode(&block, &summary);
+            record::encode(segment::BLOCK, &head, &block.kv().to_bytes(), &mut bytes);
+            let prefix = bytes[offset as usize..].first_chunk().and_then(Prefix::parse);
+            let prefix = prefix.expect("it was just encoded");
+            moved.push((order, Place::new(second, offset, prefix, &summary), summary));
+        }
+        super::write_whole(&segment::path(&self.shared.folder, second), &bytes)?;
+        lock(&self.shared.files).remove(&second);
+        self.segments.insert(second, (generation, bytes.len() as u64));
+        self.move_blocks(moved, (second, generation, bytes.len() as u64));
+        self.remove_segment(first)
+    }
+
+    /// The numbers of blocks for which `is_there`.
+    fn held_in(&self, is_there: impl Fn(&Place) -> bool) -> Vec<usize> {
+        let blocks = self.places.iter().zip(&self.metas).enumerate();
+        let held = blocks.filter(|(_, (place, meta))| is_there(place) && !meta.is_forgotten);
+        held.map(|(order, _)| order).collect()
+    }
+
+    /// Those of some blocks that are kept if there is room for so many bytes, in stream order. What is damaged is not.
+    fn most_distinct(&self, orders: &[usize], max_bytes: u64) -> Result<Vec<usize>, StoreError> {
+        let read = |order: usize| match self.shared.read(&self.places[order]) {
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            block => block.map(Some),
+        };
+        let mut mean: Option<MeanKey> = None;
+        for &order in orders {
+            let Some(block) = read(order)? else { continue };
+            mean.get_or_insert_with(|| MeanKey::new(block.kv().shape())).add(&block);
+        }
+        let Some(mean) = mean else { return Ok(Vec::new()) };
+        let mut ranked: Vec<(f64, usize)> = Vec::new();
+        for &order in orders {
+            let block: Option<Block> = read(order)?;
+            ranked.extend(block.map(|block| (mean.distance(&block), order)));
+        }
+        // Of equals the newer.
+        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+        let (mut kept, mut n_bytes) = (Vec::new(), 0);
+        for (_, order) in ranked {
+            let len = self.places[order].prefix.len();
+            if n_bytes + len <= max_bytes {
+                n_bytes += len;
+                kept.push(order);
+            }
+        }
+        kept.sort_unstable();
+        Ok(kept)
+    }
+
+    /// Notes, on disk as well, that blocks are gone because they were to go.
+    pub(super) fn drop_blocks(&mut self, orders: &[usize]) -> Result<(), StoreError> {
+        let mut fresh = lock(&self.shared.fresh);
+        for &order in orders {
+            let start = self.places[order].start;
+            self.metas[order].is_forgotten = true;
+            self.n_dropped += 1;
+            lock(&self.shared.hot).remove(order);
+            fresh.blocks.remove(&start);
+            fresh.embeddings.remove(&start);
+            fresh.removed.push(start);
+        }
+        drop(fresh);
+        // First the catalogue: what it knows and cannot find was lost.
+        self.commit_catalog()?;
+        Ok(lock(&self.shared.catalog).sync()?)
+    }
+
+    fn move_blocks(&mut self, moved: Vec<(usize, Place, Summary)>, segment: (u32, u64, u64)) {
+        let mut fresh = lock(&self.shared.fresh);
+        let places = std::sync::Arc::make_mut(&mut self.places);
+        for (order, place, summary) in moved {
+            places[order] = place;
+            fresh.blocks.insert(place.start, (place, summary));
+        }
+        fresh.segments.retain(|other| other.0 != segment.0);
+        fresh.segments.push(segment);
+    }
+
+    fn remove_segment(&mut self, number: u32) -> Result<(), StoreError> {
+        lock(&self.shared.fresh).segments.retain(|segment| segment.0 != number);
+        self.commit_catalog()?;
+        fs_err::remove_file(segment::path(&self.shared.folder, number))?;
+        self.segments.remove(&number);
+        lock(&self.shared.files).remove(&number);
+        Ok(())
+    }
+
+    /// Appends a segment's records that forget blocks.
+    fn copy_forget_records(&self, number: u32, bytes: &mut Vec<u8>) -> Result<(), StoreError> {
+        let file = File::open(segment::path(&self.shared.folder, number))?;
+        record::scan::<StoreError>(&file, 0, &mut |found| {
+            if let Found::Record { prefix, head, .. } = found
+                && prefix.kind == segment::FORGET
+            {
+                record::encode(segment::FORGET, &head, &[], bytes);
+            }
+            Ok(())
+        })
+    }
+}
