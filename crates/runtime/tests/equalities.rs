@@ -4,15 +4,17 @@
 
 mod common;
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow::Continue;
 use std::sync::Arc;
 
-use common::{session, small, story, tiny};
+use common::{session, small, story, tiny, tiny_with};
+use everstream_runtime::kernels::Isa;
 use everstream_runtime::kv_cache::{
     ClusterBias, ClusterConfig, ClusterForm, ClusterPlace, KvCache, KvType, NeverEvict, Place,
 };
 use everstream_runtime::memory::{Gate, RecallOrder, Role};
-use everstream_runtime::model::{Model, Sequence, SpecialTokens, Workspace};
+use everstream_runtime::model::{Model, ModelOptions, Sequence, SpecialTokens, Workspace};
 use everstream_runtime::{GenerateOptions, Insertion, Origin, Policy, Session, SessionConfig};
 
 const ROLE: Role = Role::Document;
@@ -110,6 +112,28 @@ fn the_size_of_chunks_changes_no_clusters() {
             }
         }
     });
+}
+
+/// Clusters are made by as many threads as there are, by any instruction set.
+#[test]
+fn threads_and_instruction_sets_change_no_clusters() {
+    for family in ["qwen2", "llama"] {
+        let run = |n_threads, isa, form| {
+            let n_threads = NonZeroUsize::new(n_threads).unwrap();
+            let options = ModelOptions { n_threads, isa, ..Default::default() };
+            let (n_clusters, segment_tokens) = (12, 32);
+            let clusters = ClusterConfig { n_clusters, segment_tokens, form, ..Default::default() };
+            let config = SessionConfig { clusters: Some(clusters), ..small(Policy::Sink) };
+            conversation(&mut session(&tiny_with(family, options), config))
+        };
+        for form in ClusterForm::ALL {
+            let expected = run(1, Isa::detect(), form);
+            assert!(run(3, Isa::detect(), form) == expected, "{form:?}");
+            for isa in Isa::available() {
+                assert!(run(2, isa, form) == expected, "{form:?} {isa}");
+            }
+        }
+    }
 }
 
 /// Chunks of any size, with recalls in both places and answers that outlast them.

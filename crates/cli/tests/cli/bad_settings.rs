@@ -113,7 +113,10 @@ fn values_that_are_no_setting() {
         (&["generate"], "<--prompt <TEXT>|--file <FILE>>"),
         (&["generate", "--prompt", "x", "--stop", ""], "--stop"),
         (&["chat", "--policy", "all"], "use dense, window"),
-        (&["chat", "--strategy", "best"], "use nearest, hybrid, fusion, attention, attention-clusters"),
+        (
+            &["chat", "--strategy", "best"],
+            "use nearest, hybrid, fusion, attention, attention-clusters",
+        ),
         (&["eval", "sqad"], "use ppl, squad, triviaqa"),
         (&["eval", "squad", "--policy", "gold"], "use evidence, closed-book, full"),
         (&["eval", "passkey", "--distance", "0"], "0 is not in 1..=10000000"),

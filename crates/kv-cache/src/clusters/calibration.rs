@@ -206,11 +206,7 @@ impl Calibration {
             return;
         }
         let dim = buffers.head_dim();
-        let samples = Samples::new(dim, reference.sampled.len(), |i, raw, value| {
-            Element::widen(&self.keys[i * dim..][..dim], raw);
-            Element::widen(&self.values[i * dim..][..dim], value);
-            &reference.sampled[i].1
-        });
+        let samples = self.samples(dim, &reference.sampled);
         let group = queries.group;
         let log_counts = means.weights().map(|count| (count as f32).ln());
         let log_counts: Vec<f32> = (0..group).flat_map(|_| log_counts.clone()).collect();
@@ -257,6 +253,21 @@ impl Calibration {
         }
     }
 
+    /// The sampled tokens, the keys rotated as each says.
+    fn samples(&self, head_dim: usize, sampled: &[(TokenPos, Rotation)]) -> Samples {
+        let (mut raw, mut key) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+        let mut keys = vec![0.0; key_tiles_len(sampled.len(), head_dim)];
+        let rows = self.keys.chunks_exact(head_dim).zip(sampled);
+        for (i, (stored, (_, rotation))) in rows.enumerate() {
+            Element::widen(stored, &mut raw);
+            rotation.apply(&raw, 1.0, &mut key);
+            write_key(&mut keys, i, &key);
+        }
+        let mut values = vec![0.0; sampled.len() * head_dim];
+        Element::widen(&self.values[..values.len()], &mut values);
+        Samples { head_dim, keys, values }
+    }
+
     /// Samples the newest segment.
     pub(super) fn sample(&mut self, reference: &Reference, buffers: &HeadBuffers) {
         let dim = buffers.head_dim();
@@ -279,22 +290,6 @@ struct Samples {
 }
 
 impl Samples {
-    /// `read` writes the raw key and the value of a sample, and gives its rotation.
-    fn new<'r>(
-        head_dim: usize,
-        n_rows: usize,
-        read: impl Fn(usize, &mut [f32], &mut [f32]) -> &'r Rotation,
-    ) -> Self {
-        let (mut raw, mut key) = (vec![0.0; head_dim], vec![0.0; head_dim]);
-        let mut keys = vec![0.0; key_tiles_len(n_rows, head_dim)];
-        let mut values = vec![0.0; n_rows * head_dim];
-        for (i, value) in values.chunks_exact_mut(head_dim).enumerate() {
-            read(i, &mut raw, value).apply(&raw, 1.0, &mut key);
-            write_key(&mut keys, i, &key);
-        }
-        Self { head_dim, keys, values }
-    }
-
     fn attention<'a>(
         &'a self,
         spans: &'a [Span],

@@ -10,9 +10,12 @@ use everstream_runtime::{Policy, RecallConfig, Session, SessionConfig};
 
 /// The tiny model `qwen2` or `llama`, on one thread: tests run side by side.
 pub(crate) fn tiny(family: &str) -> Arc<Model> {
+    tiny_with(family, ModelOptions { n_threads: NonZeroUsize::MIN, ..Default::default() })
+}
+
+pub(crate) fn tiny_with(family: &str, options: ModelOptions) -> Arc<Model> {
     let name = format!("../model/tests/golden/tiny-{family}.gguf");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
-    let options = ModelOptions { n_threads: NonZeroUsize::MIN, ..Default::default() };
     Arc::new(Model::open(&path, options).unwrap())
 }
 
