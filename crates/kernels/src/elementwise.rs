@@ -2,7 +2,7 @@
 
 use crate::Isa;
 use crate::attention::cap_scores;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Element, Kernel, LANES, Simd};
 
 /// Root mean square norm of one row (Zhang and Sennrich, 2019, arXiv:1910.07467):
 /// `out = x / sqrt(mean(x²) + eps) * weight`; all of one length, a multiple of 16.
@@ -257,6 +257,36 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = x.iter().map(|&x| f64::from((x - max).exp())).sum();
     f64::from(max) + sum.ln()
+}
+
+/// As [`Element::widen`], for many numbers at once.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn widen<E: Element>(isa: Isa, from: &[E], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "numbers to widen");
+    isa.run(Widen { from, to });
+}
+
+struct Widen<'a, E> {
+    from: &'a [E],
+    to: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Widen<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (from, rest) = self.from.as_chunks::<LANES>();
+        let (to, rest_to) = self.to.as_chunks_mut::<LANES>();
+        for (from, to) in from.iter().zip(to) {
+            // SAFETY: the caller enabled the instruction set of `S`; both are 16 numbers.
+            unsafe { S::store(to.as_mut_ptr(), E::load16::<S>(from.as_ptr())) };
+        }
+        E::widen(rest, rest_to);
+    }
 }
 
 #[cfg(test)]

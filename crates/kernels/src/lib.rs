@@ -54,7 +54,7 @@ pub use buffer::Arena;
 pub use distances::nearest_points;
 pub use elementwise::{
     Activation, add_assign, gated, gelu, layer_norm, log_sum_exp, rms_norm, rms_norm_in_place,
-    soft_cap,
+    soft_cap, widen,
 };
 pub use isa::Isa;
 pub use matmul::{Product, dot_definition, matmul};

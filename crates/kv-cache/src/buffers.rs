@@ -2,7 +2,7 @@
 
 use everstream_kernels::{
     Attention, Biases, Element, Isa, Rotation, Span, attend, attend_measured, key_tiles_len,
-    read_key, write_key,
+    read_key, widen, write_key,
 };
 use half::f16;
 
@@ -138,6 +138,22 @@ impl HeadBuffers {
             Element::widen(&rows.raw[(slot - self.first_raw) * dim..][..dim], raw);
             rotation.apply(raw, 1.0, key);
             write_key(&mut rows.keys, slot, key);
+        });
+    }
+
+    /// Reads the un-rotated keys and the values of as many slots as there is room for, from `first` on:
+    /// `[n_slots, head_dim]` each.
+    pub(crate) fn read_raw_rows(
+        &self,
+        isa: Isa,
+        first: Slot,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) {
+        let (slot, dim) = (first.0 as usize, self.head_dim);
+        on_rows!(&self.store, rows => {
+            widen(isa, &rows.raw[(slot - self.first_raw) * dim..][..keys.len()], keys);
+            widen(isa, &rows.values[slot * dim..][..values.len()], values);
         });
     }
 

@@ -393,6 +393,11 @@ mod tests {
                 let mut wide = vec![0.0; n];
                 f16::widen(&narrow, &mut wide);
                 assert_eq!(wide, expected.iter().map(|x| x.to_f32()).collect::<Vec<f32>>());
+                for isa in crate::Isa::available() {
+                    let mut at_once = vec![1.0; n];
+                    crate::widen(isa, &narrow, &mut at_once);
+                    assert_eq!(at_once, wide, "{isa}");
+                }
             }
         }
     }

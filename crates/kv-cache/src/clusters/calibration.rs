@@ -15,8 +15,8 @@
 //! of Attention Matching (Zweiger et al., 2026, arXiv:2602.16284).
 
 use everstream_kernels::{
-    Attention, Biases, Element, QueryForm, Rotation, Span, attend_measured, key_tiles_len,
-    write_key,
+    Attention, Biases, Element, Isa, QueryForm, Rotation, Span, attend_measured, key_tiles_len,
+    widen, write_key,
 };
 use half::f16;
 
@@ -206,7 +206,7 @@ impl Calibration {
             return;
         }
         let dim = buffers.head_dim();
-        let samples = self.samples(dim, &reference.sampled);
+        let samples = self.samples(compute.isa, dim, &reference.sampled);
         let group = queries.group;
         let log_counts = means.weights().map(|count| (count as f32).ln());
         let log_counts: Vec<f32> = (0..group).flat_map(|_| log_counts.clone()).collect();
@@ -254,17 +254,17 @@ impl Calibration {
     }
 
     /// The sampled tokens, the keys rotated as each says.
-    fn samples(&self, head_dim: usize, sampled: &[(TokenPos, Rotation)]) -> Samples {
+    fn samples(&self, isa: Isa, head_dim: usize, sampled: &[(TokenPos, Rotation)]) -> Samples {
         let (mut raw, mut key) = (vec![0.0; head_dim], vec![0.0; head_dim]);
         let mut keys = vec![0.0; key_tiles_len(sampled.len(), head_dim)];
         let rows = self.keys.chunks_exact(head_dim).zip(sampled);
         for (i, (stored, (_, rotation))) in rows.enumerate() {
-            Element::widen(stored, &mut raw);
+            widen(isa, stored, &mut raw);
             rotation.apply(&raw, 1.0, &mut key);
             write_key(&mut keys, i, &key);
         }
         let mut values = vec![0.0; sampled.len() * head_dim];
-        Element::widen(&self.values[..values.len()], &mut values);
+        widen(isa, &self.values[..values.len()], &mut values);
         Samples { head_dim, keys, values }
     }
 

@@ -438,9 +438,13 @@ impl Work<'_> {
     ) {
         let (dim, n_tokens) = (self.head_dim, range_len(&self.tokens));
         let (mut keys, mut values) = (vec![0.0; n_tokens * dim], vec![0.0; n_tokens * dim]);
-        let rows = keys.chunks_exact_mut(dim).zip(values.chunks_exact_mut(dim));
-        for (i, (key, value)) in rows.enumerate() {
-            buffers.read_raw(self.after.slot(self.tokens.start.after(i)), key, value);
+        // The ring goes round once in between at most.
+        let slot = |i: usize| self.after.slot(self.tokens.start.after(i));
+        let is_torn = |i: &usize| slot(*i).0 != slot(i - 1).0 + 1;
+        let until = (1..n_tokens).find(is_torn).unwrap_or(n_tokens);
+        for rows in [0..until, until..n_tokens].into_iter().filter(|rows| !rows.is_empty()) {
+            let (first, rows) = (slot(rows.start), rows.start * dim..rows.end * dim);
+            buffers.read_raw_rows(isa, first, &mut keys[rows.clone()], &mut values[rows]);
         }
         let segment = Segment::new(dim, keys, values);
         let mut rng = SplitMix64::new(self.config.seed ^ seed ^ self.number.rotate_left(48));
