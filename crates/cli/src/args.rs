@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use everstream_runtime::kv_cache::{KvType, Place, TokenPos};
 use everstream_runtime::memory::{
     BlockFilter, Distance, Gate, Keep, KvType as MemoryType, Neighbours, RecallOrder, Role,
@@ -112,6 +113,9 @@ pub(crate) enum Command {
     /// Delete a model from the cache folder
     #[command(after_help = examples::RM)]
     Rm(RmArgs),
+    /// Print what a shell needs to complete these commands
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(CompletionsArgs),
 }
 
 /// Which model.
@@ -708,6 +712,11 @@ pub(crate) struct RmArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompletionsArgs {
+    pub(crate) shell: Shell,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -87,6 +87,12 @@ Examples:
   everstream rm qwen2.5-coder-1.5b
   everstream rm hf:ORG/REPO/FILE.gguf";
 
+pub(crate) const COMPLETIONS: &str = "\
+Examples:
+  everstream completions bash > ~/.local/share/bash-completion/completions/everstream
+  everstream completions zsh > ~/.zfunc/_everstream
+  everstream completions fish > ~/.config/fish/completions/everstream.fish";
+
 pub(crate) const MODELS: &str = "\
 Examples:
   everstream models

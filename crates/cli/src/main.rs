@@ -46,5 +46,6 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Pull(args) => commands::models::pull(&cli.common, args),
         Command::Models(args) => commands::models::list(&cli.common, args),
         Command::Rm(args) => commands::models::remove(&cli.common, args),
+        Command::Completions(args) => commands::completions::run(args),
     }
 }

@@ -60,8 +60,12 @@ impl ClusterArgs {
     ///
     /// That they were not, unless somebody insists.
     pub(crate) fn check(&self, model: &str) -> anyhow::Result<()> {
-        const MEASURED: [&str; 2] =
+        const HELPED: [&str; 2] =
             ["Smollm2 135M 8k Lc100K Mix1 Ep2", "Qwen2.5 Coder 0.5B Instruct AWQ"];
+        const HURT: [(&str, &str); 2] = [
+            ("Gemma 3 270m", "1.0 % worse on one of two books at a budget of 512"),
+            ("Qwen2.5 Coder 1.5B Instruct GGUF", "1.2 % worse on one of two books at one of 256"),
+        ];
         let Some(config) = self.config().filter(|_| !self.force) else { return Ok(()) };
         if config != ClusterConfig::default() {
             anyhow::bail!(
@@ -69,7 +73,12 @@ impl ClusterArgs {
                  other --cluster settings out, or use --force"
             );
         }
-        if !MEASURED.contains(&model) {
+        if let Some((_, how)) = HURT.iter().find(|(name, _)| *name == model) {
+            anyhow::bail!(
+                "clusters made {model} {how} (docs/BENCHMARKS.md): leave --clusters out, or use --force"
+            );
+        }
+        if !HELPED.contains(&model) {
             anyhow::bail!(
                 "clusters were not measured to help {model}: compare them by `everstream perplexity \
                  --clusters {}` and without, leave --clusters out, or use --force",
@@ -99,5 +108,28 @@ impl ClusterArgs {
             n_members: if self.cluster_members == 0 { u64::MAX } else { self.cluster_members },
             ..ClusterConfig::default()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_talks_is_told_what_was_measured() {
+        let clusters = ClusterArgs {
+            n_clusters: Some(64),
+            cluster_place: ClusterPlaceArg::After,
+            cluster_form: ClusterFormArg::Centroid,
+            cluster_bias: ClusterBiasArg::Calibrated,
+            cluster_members: 64,
+            force: false,
+        };
+        let refused = |model| clusters.check(model).err().map(|error| error.to_string());
+        assert_eq!(refused("Qwen2.5 Coder 0.5B Instruct AWQ"), None);
+        assert!(refused("Gemma 3 270m").is_some_and(|error| error.contains("1.0 % worse")));
+        assert!(refused("Llama").is_some_and(|error| error.contains("not measured to help Llama")));
+        let forced = ClusterArgs { force: true, ..clusters.clone() };
+        assert!(forced.check("Gemma 3 270m").is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::rig::Rig;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "demo",
     "chat",
     "generate",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 13] = [
     "pull",
     "models",
     "rm",
+    "completions",
 ];
 
 #[test]
@@ -65,6 +66,16 @@ fn an_unknown_policy_is_answered_with_those_that_exist() {
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(ran.stderr.contains("use dense, window, recompute, sink or remember"), "{ran:?}");
     }
+}
+
+#[test]
+fn shells_are_told_what_there_is() {
+    let rig = Rig::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ran = rig.ok(&["completions", shell]);
+        assert!(ran.stdout.contains("memory-keep") && ran.stdout.contains("perplexity"), "{shell}");
+    }
+    assert_eq!(rig.run(&["completions", "csh"]).code, Some(2));
 }
 
 #[test]
