@@ -9,8 +9,8 @@ use everstream_chroma::{ChromaConfig, ChromaTexts, MakeChroma};
 use everstream_hub::{DEFAULT_ENCODER, Hub, HubConfig, ModelFiles, ModelKind, Spec};
 use everstream_runtime::kernels::Isa;
 use everstream_runtime::memory::{
-    DEFAULT_SEGMENT_BYTES, Distance, Embedder, KvType, MakeExact, MakeIndex, MiniLm, MiniLmOptions,
-    SessionFolder,
+    DEFAULT_SEGMENT_BYTES, Distance, Embedder, Keep, KvType, MakeExact, MakeIndex, MiniLm,
+    MiniLmOptions, SessionFolder,
 };
 use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{Policy, SessionConfig, Storage};
@@ -80,16 +80,17 @@ pub(crate) fn data_dir(common: &Common) -> anyhow::Result<PathBuf> {
 pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Option<Storage>> {
     let Some(name) = &args.session else { return Ok(None) };
     let folder = Arc::new(SessionFolder::create(&data_dir(common)?, name)?);
+    let keep = Keep::from(args.memory_keep);
     let max_bytes = match args.memory_max {
         Some(max_bytes) => max_bytes,
         // What it has already is not to be dropped because others filled the disk.
         None => {
             let own = folder.segment_bytes()?;
-            own + (fs4::available_space(folder.path())? / 2).max(3 * DEFAULT_SEGMENT_BYTES)
+            own + (fs4::available_space(folder.path())? / 2)
+                .max(keep.fewest_segments() * DEFAULT_SEGMENT_BYTES)
         }
     };
     let accepts_loss = args.accept_loss;
-    let keep = args.memory_keep.into();
     Ok(Some(Storage { folder, max_bytes: Some(max_bytes), keep, accepts_loss }))
 }
 

@@ -22,7 +22,7 @@ use everstream_runtime::{Origin, Session, SessionConfig};
 /// Shares of all bytes that there is room for: one in so many.
 const PARTS: [usize; 3] = [2, 4, 8];
 /// Segments that a store may have. More of them keep more evenly, in smaller files.
-const N_SEGMENTS: usize = 12;
+const N_SEGMENTS: usize = 6;
 const RULES: [Rule; 3] = [Rule::Keep(Keep::Newest), Rule::Keep(Keep::Distinct), Rule::Random];
 
 #[derive(Clone, Copy)]

@@ -67,6 +67,7 @@ impl Nearest<'_> {
     /// The instruction set of `S` is enabled, and there are `N` tiles from `first_tile` on.
     #[inline(always)]
     unsafe fn look_at<S: Simd, const N: usize>(&mut self, first_tile: usize) {
+        const { assert!(N <= TILES_AT_ONCE) };
         let rows = first_tile * LANES..(first_tile + N) * LANES;
         let (held, numbers) = (&mut self.distances[rows.clone()], &mut self.numbers[rows]);
         let mut found = [0.0; TILES_AT_ONCE * LANES];

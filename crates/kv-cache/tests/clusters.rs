@@ -13,7 +13,8 @@ use everstream_kv_cache::{
 
 const DIM: usize = 16;
 const SINKS: usize = 4;
-const WINDOW: usize = 32;
+/// With a chunk or segment a ring that is no whole number of segments.
+const WINDOW: usize = 37;
 
 fn cache(clusters: ClusterConfig, raw_keys: RawKeys) -> Result<KvCache, CacheError> {
     sliding_cache(clusters, raw_keys, None)

@@ -131,7 +131,7 @@ pub use store::{
     check_order, write_whole,
 };
 pub use strategy::{
-    Attention, Farthest, Fusion, Hybrid, MaxDistance, Mmr, ModelQueries, Nearest, Query, Random,
-    Recent, Strategy,
+    Attention, Candidates, Farthest, Fusion, Hybrid, MaxDistance, Mmr, ModelQueries, Nearest,
+    Query, Random, Recent, Strategy,
 };
 pub use words::{WordHit, WordIndex, WordScores};

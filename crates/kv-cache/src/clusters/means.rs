@@ -93,6 +93,10 @@ impl Means {
 
     /// Adds tokens: first `n_new` clusters begin where k-means++ says, then each token goes to the
     /// cluster with the nearest mean.
+    ///
+    /// # Panics
+    ///
+    /// If there is no cluster for them, or no token for a new cluster, or tokens have another number of components.
     pub fn add(&mut self, isa: Isa, segment: &Segment, n_new: usize, rng: &mut SplitMix64) {
         let dim = self.head_dim;
         let mut nearest = self.nearest_of(isa, segment);
@@ -173,10 +177,10 @@ fn draw(distances: &[f32], rng: &mut SplitMix64) -> usize {
     chosen.unwrap_or_else(|| rng.below(distances.len()))
 }
 
-/// In eight partial sums: the lengths are multiples of 16.
+/// In eight partial sums.
 fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 8];
-    for (a, b) in a.chunks_exact(8).zip(b.chunks_exact(8)) {
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
         for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
             *sum += (a - b) * (a - b);
         }

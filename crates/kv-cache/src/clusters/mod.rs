@@ -222,9 +222,14 @@ impl Segment {
     ///
     /// # Panics
     ///
-    /// Unless both are whole rows of `head_dim` components.
+    /// Unless both are as many whole rows of `head_dim` components, which are some.
     #[must_use]
     pub fn new(head_dim: usize, keys: Vec<f32>, values: Vec<f32>) -> Self {
+        assert!(
+            head_dim > 0 && keys.len().is_multiple_of(head_dim),
+            "keys of {head_dim} components"
+        );
+        assert_eq!(keys.len(), values.len(), "keys and values");
         let n_tokens = keys.len() / head_dim;
         let mut tiles = vec![0.0; key_tiles_len(n_tokens, head_dim)];
         let rows = keys.chunks_exact(head_dim).enumerate();

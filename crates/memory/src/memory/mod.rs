@@ -205,9 +205,12 @@ impl Memory {
         if self.config.strategy.needs_words() {
             self.index_words()?;
         }
-        if self.config.strategy.needs_clusters() {
+        if self.config.strategy.needs_clusters()
+            && request.queries.is_some()
+            && !self.clusters.are_of_blocks(self.store.metas())
+        {
             let (store, clusters) = (&self.store, Arc::make_mut(&mut self.clusters));
-            clusters.update(store.metas().len(), &|order| present(store.get(order)))?;
+            clusters.update(store.metas(), &|order| present(store.get(order)))?;
         }
         let words = Arc::clone(&self.words);
         let words = words.scores(request.query);

@@ -4,10 +4,11 @@ use super::*;
 use crate::block::Role;
 use crate::embed::{EmbedError, HashEmbedder};
 use crate::index::{Distance, ExactIndex, IndexError};
+use crate::kv::{BlockKv, KvType};
 use crate::recall::RecallOrder;
 use crate::store::contract::FailingStore;
 use crate::store::{RamStore, StoreError};
-use crate::strategy::Random;
+use crate::strategy::{self, ModelQueries, Random};
 use crate::testing::{SHAPE, new_block, positions};
 use everstream_kv_cache::rng::SplitMix64;
 
@@ -64,6 +65,54 @@ fn the_most_relevant_block_comes_back_whole() {
     assert_eq!((recalled.rows(), recalled.is_partial()), (0..20, false));
     assert_eq!(recalled.tokens(), recalled.block.tokens());
     assert_eq!(recall.n_tokens(), 20);
+}
+
+/// Recall through clusters of keys finds the same in a branch, and after a start with what is left.
+#[test]
+fn clusters_of_keys_are_those_of_the_blocks_that_are_held() {
+    let strategy = strategy::by_name("attention-clusters").unwrap();
+    let config = MemoryConfig { strategy, ..config() };
+    let mut rng = SplitMix64::new(4);
+    let blocks: Vec<NewBlock> = (0..140)
+        .map(|i| {
+            let new = new_block(4 + 20 * i..24 + 20 * i, TEXTS[i as usize % 5]);
+            let keys: Vec<f32> =
+                (0..SHAPE.components(20).unwrap()).map(|_| rng.signed_unit()).collect();
+            let kv = BlockKv::new(SHAPE, 20, &keys, &keys, KvType::F32).unwrap();
+            NewBlock { kv, ..new }
+        })
+        .collect();
+    let mut layer = || (0..3 * 2).map(|_| rng.signed_unit()).collect::<Vec<f32>>();
+    let queries = ModelQueries { n_heads: 1, head_dim: 2, layers: vec![layer(), layer()] };
+    let remember = |which: &dyn Fn(usize) -> bool| {
+        let mut memory = memory_of(config.clone());
+        for (_, block) in blocks.iter().enumerate().filter(|(i, _)| which(*i)) {
+            memory.remember(block.clone()).unwrap();
+        }
+        memory
+    };
+    let recall = |memory: &mut Memory| {
+        let mut request = request("Who is it?", 2804);
+        (request.queries, request.max_blocks, request.max_tokens) = (Some(&queries), 6, 1000);
+        parts(&memory.recall(&request).unwrap())
+    };
+    let mut memory = remember(&|_| true);
+    let found = recall(&mut memory);
+    assert_eq!(found.len(), 6);
+    assert_eq!(recall(&mut memory.branch().unwrap()), found);
+    memory.forget(&positions(found[5].0..found[5].0 + 1)).unwrap();
+    memory.forget(&positions(4..5)).unwrap();
+    let mut left = remember(&|i| ![4, found[5].0].contains(&(4 + 20 * i as u64)));
+    let found = recall(&mut memory);
+    assert_eq!(recall(&mut left), found);
+    assert_eq!(recall(&mut memory.branch().unwrap()), found);
+    // Without a model's queries the nearest.
+    let nearest = |memory: &mut Memory| {
+        parts(&memory.recall(&request("Bread costs four coins", 2804)).unwrap())
+    };
+    let expected = nearest(&mut memory);
+    memory.set_strategy(Arc::new(strategy::Nearest));
+    assert_eq!(nearest(&mut memory), expected);
 }
 
 #[test]

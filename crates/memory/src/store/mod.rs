@@ -262,7 +262,8 @@ pub trait BlockStore: Debug + Send + Sync {
     fn metas(&self) -> &[BlockMeta];
 
     /// A store with the same blocks, shared and not copied, that goes its own way from here: what
-    /// is appended to one is not seen by the other.
+    /// is appended to one is not seen by the other. What a store drops to keep a limit, its branches may
+    /// not be able to read any more.
     ///
     /// # Errors
     ///

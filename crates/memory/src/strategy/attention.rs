@@ -22,9 +22,10 @@ pub struct ModelQueries {
 pub enum Candidates {
     /// So many that are nearest to the query.
     Nearest(usize),
-    /// So many that get most votes if each of their keys were the mean of the cluster that it is in.
+    /// So many that get most votes if each of their keys were the mean of the cluster that it is in; the nearest
+    /// while there are too few blocks for clusters.
     InClusters(usize),
-    /// All of them, and each is read.
+    /// All of them: each is read and held, so this is for measuring.
     All,
 }
 
@@ -81,12 +82,13 @@ impl Strategy for Attention {
                 query.index.search(query.embedding, n_candidates.max(n), query.eligible, out)?;
             }
             Candidates::InClusters(n_candidates) => {
-                let ids = in_clusters(query, queries, n_candidates.max(n));
-                *out = match hits_of(query, &ids) {
-                    // Damaged text has no vector.
-                    Err(IndexError::Unknown { .. }) => hits_of_known(query, &ids)?,
-                    hits => hits?,
-                };
+                let n_candidates = n_candidates.max(n);
+                match query.clusters.are_of(queries) {
+                    true => *out = hits_of_known(query, in_clusters(query, queries, n_candidates))?,
+                    false => {
+                        query.index.search(query.embedding, n_candidates, query.eligible, out)?;
+                    }
+                }
             }
             Candidates::All => {
                 query.index.search(query.embedding, query.blocks.len(), query.eligible, out)?;
@@ -98,26 +100,23 @@ impl Strategy for Attention {
     }
 }
 
-/// Ranks what was found, nearest first, by the votes of the model's heads.
+/// Ranks what was found by the votes of the model's heads.
 pub(super) fn by_votes(query: &Query<'_>, queries: &ModelQueries, found: &[Hit]) -> Vec<Hit> {
     // A block that cannot be read gets no votes and is reported if it is recalled all the same.
     let blocks: Vec<Option<Arc<Block>>> = found.iter().map(|hit| (query.block)(hit.id)).collect();
     let mut ranked: Vec<(f32, Hit)> =
         votes(queries, &blocks).into_iter().zip(found.iter().copied()).collect();
-    // Stable: of equals the nearer.
+    // Stable: of equals the one that was found first.
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
     ranked.into_iter().map(|(_, hit)| hit).collect()
 }
 
-/// The up to `n` blocks that get most votes by the clusters of their keys, best first; while there are none, all.
+/// The up to `n` blocks that get most votes by the clusters of their keys, best first.
 fn in_clusters(query: &Query<'_>, queries: &ModelQueries, n: usize) -> Vec<BlockId> {
     let blocks = query.blocks.iter().enumerate();
     let eligible = blocks.filter(|(_, meta)| (query.eligible)(meta.id));
     let (orders, ids): (Vec<usize>, Vec<BlockId>) =
         eligible.map(|(order, meta)| (order, meta.id)).unzip();
-    if !query.clusters.are_of(queries) {
-        return ids;
-    }
     let mut votes = vec![0.0; ids.len()];
     let mut shares = Vec::new();
     for (layer, asked) in queries.layers.iter().enumerate() {
@@ -134,7 +133,9 @@ fn in_clusters(query: &Query<'_>, queries: &ModelQueries, n: usize) -> Vec<Block
             }
             let scale = 1.0 / (queries.head_dim as f32).sqrt();
             shares.iter_mut().for_each(|share| *share *= scale);
-            add_votes(&mut shares, &mut votes);
+            if !shares.is_empty() {
+                add_votes(&mut shares, &mut votes);
+            }
         }
     }
     let mut ranked: Vec<(f32, BlockId)> = votes.into_iter().zip(ids).collect();
@@ -144,16 +145,16 @@ fn in_clusters(query: &Query<'_>, queries: &ModelQueries, n: usize) -> Vec<Block
     ranked.into_iter().map(|(_, id)| id).collect()
 }
 
-/// As [`hits_of`], without blocks that the index does not hold.
-fn hits_of_known(query: &Query<'_>, ids: &[BlockId]) -> Result<Vec<Hit>, IndexError> {
-    let mut hits = Vec::new();
-    for &id in ids {
-        match hits_of(query, &[id]) {
-            Err(IndexError::Unknown { .. }) => {}
-            hit => hits.extend(hit?),
+/// As [`hits_of`], without blocks that the index does not hold: damaged text has no vector.
+fn hits_of_known(query: &Query<'_>, mut ids: Vec<BlockId>) -> Result<Vec<Hit>, IndexError> {
+    loop {
+        match hits_of(query, &ids) {
+            Err(IndexError::Unknown { id }) if ids.contains(&id) => {
+                ids.retain(|&other| other != id)
+            }
+            hits => return hits,
         }
     }
-    Ok(hits)
 }
 
 /// The votes of all heads and tokens for each block.
@@ -375,8 +376,8 @@ mod tests {
         }
         let mut clusters = KeyClusters::default();
         let read = |order: usize| Ok::<_, ()>(Some(Arc::clone(&blocks[order])));
-        clusters.update(140, &read).unwrap();
         let metas: Vec<BlockMeta> = blocks.iter().map(|block| BlockMeta::from(&**block)).collect();
+        clusters.update(&metas, &read).unwrap();
         let layers = (0..2).map(|_| random(&mut rng, 5 * N_HEADS * 4)).collect();
         let queries = ModelQueries { n_heads: N_HEADS, head_dim: 4, layers };
         assert!(clusters.are_of(&queries));
@@ -402,6 +403,10 @@ mod tests {
         let all = rank(Candidates::All, 200);
         assert_eq!(all.len(), 138);
         assert_eq!(rank(Candidates::InClusters(139), 200), all);
+        let nobody = Query { eligible: &|_| false, ..query };
+        let mut out = vec![all[0]];
+        Attention { candidates: Candidates::InClusters(5) }.rank(&nobody, 5, &mut out).unwrap();
+        assert!(out.is_empty());
         // By chance it would be three of them.
         let few = rank(Candidates::InClusters(40), 40);
         let n_of_best = all[..10].iter().filter(|hit| few.contains(hit)).count();

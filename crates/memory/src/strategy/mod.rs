@@ -86,7 +86,8 @@ pub struct Query<'a> {
     pub blocks: &'a [BlockMeta],
     /// Which of them may be recalled; `false` for ids that are not among `blocks`.
     pub eligible: &'a dyn Fn(BlockId) -> bool,
-    /// The clusters of the blocks' keys; none unless the strategy [needs](Strategy::needs_clusters) them.
+    /// The clusters of the blocks' keys; those of other blocks, or none, unless the strategy
+    /// [needs](Strategy::needs_clusters) them.
     pub clusters: &'a KeyClusters,
     /// What the model asks for; `None` unless the strategy [needs](Strategy::needs_queries) it and
     /// there is a model.

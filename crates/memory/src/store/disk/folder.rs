@@ -175,16 +175,36 @@ fn check_format(data_dir: &Path) -> Result<(), StoreError> {
 ///
 /// What the system says; the message names the file.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let partial = path.with_extension("partial");
-    let write = || {
-        let mut file = File::create(&partial)?;
+    Partial::write(path, bytes)?.put()
+}
+
+/// A file that is written and not yet in its place. It is removed unless it is put there.
+pub(super) struct Partial<'a> {
+    path: &'a Path,
+    partial: PathBuf,
+}
+
+impl<'a> Partial<'a> {
+    pub(super) fn write(path: &'a Path, bytes: &[u8]) -> std::io::Result<Self> {
+        use std::io::Write;
+        let written = Self { path, partial: path.with_extension("partial") };
+        let mut file = File::create(&written.partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs_err::rename(&partial, path)?;
-        sync_folder(path)
-    };
-    write().inspect_err(|_| drop(fs_err::remove_file(&partial)))
+        Ok(written)
+    }
+
+    pub(super) fn put(self) -> std::io::Result<()> {
+        fs_err::rename(&self.partial, self.path)?;
+        sync_folder(self.path)
+    }
+}
+
+impl Drop for Partial<'_> {
+    fn drop(&mut self) {
+        // After `put` there is nothing there.
+        let _ = fs_err::remove_file(&self.partial);
+    }
 }
 
 /// Makes the entry of `path` in its folder durable.

@@ -1,11 +1,13 @@
 //! Keeps a store within its limit.
 
+use std::collections::BTreeMap;
+
 use fs_err::File;
 
+use super::folder::Partial;
 use super::head::{self, Summary};
 use super::segment::{self, Header};
 use super::{DiskStore, Place, Prefix, StoreError, lock};
-use crate::block::Block;
 use crate::distinct::MeanKey;
 use crate::record::{self, Found};
 
@@ -22,9 +24,6 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::Newest, Self::Distinct];
-
     /// The name on the command line and in results.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -51,9 +50,10 @@ impl DiskStore {
         while self.options.max_bytes.is_some_and(|max| self.segment_bytes() > max)
             && self.segments.len() > 1
         {
-            match self.pair_to_merge() {
-                Some((first, second)) => self.merge(first, second)?,
-                None => self.drop_oldest()?,
+            let merged = self.pair_to_merge().map(|(first, second)| self.merge(first, second));
+            // What cannot be read, or written because the disk is full, is no reason to grow.
+            if !matches!(merged, Some(Ok(()))) {
+                self.drop_oldest()?;
             }
         }
         Ok(())
@@ -72,40 +72,44 @@ impl DiskStore {
         if self.options.keep == Keep::Newest {
             return None;
         }
-        let mut numbers: Vec<u32> = self.segments.keys().copied().collect();
-        numbers.pop();
-        let first_of = |number: u32| {
-            let places = self.places.iter().filter(|place| place.segment >= number);
-            places.map(|place| place.start).min().unwrap_or(u64::MAX)
-        };
         let end = self.metas.last()?.range.end.0;
-        let share = |&(first, second): &(u32, u32)| {
-            let tokens = |until: u64| until.saturating_sub(first_of(first)).max(1) as f64;
-            tokens(first_of(second + 1)) / tokens(end)
+        let mut firsts: BTreeMap<u32, u64> = self.segments.keys().map(|&n| (n, end)).collect();
+        for place in &*self.places {
+            if let Some(first) = firsts.get_mut(&place.segment) {
+                *first = place.start.min(*first);
+            }
+        }
+        // A segment without blocks begins where the next one does.
+        let mut segments: Vec<(u32, u64)> = firsts.into_iter().collect();
+        for i in (1..segments.len()).rev() {
+            segments[i - 1].1 = segments[i - 1].1.min(segments[i].1);
+        }
+        let share = |of: &&[(u32, u64)]| {
+            let [(_, first), _, (_, next)] = of[..] else { return f64::INFINITY };
+            (next - first).max(1) as f64 / (end - first).max(1) as f64
         };
-        let pairs = numbers.windows(2).map(|pair| (pair[0], pair[1]));
-        pairs.min_by(|a, b| share(a).total_cmp(&share(b)))
+        // The last one is being written to.
+        let pairs = segments.windows(3);
+        let pair = pairs.min_by(|a, b| share(a).total_cmp(&share(b)))?;
+        Some((pair[0].0, pair[1].0))
     }
 
-    /// Makes one segment of two, in the place of the second.
-    fn merge(&mut self, first: u32, second: u32) -> Result<(), StoreError> {
+    /// Makes one segment of two, in the place of the second. If that fails, both are as they were, but for blocks
+    /// that were to go.
+    pub(super) fn merge(&mut self, first: u32, second: u32) -> Result<(), StoreError> {
         let held = self.held_in(|place| place.segment == first || place.segment == second);
         let generation = self.segments.get(&second).map_or(0, |segment| segment.0) + 1;
         let maker = self.maker.clone().unwrap_or_default();
-        let mut bytes = Header::new(self.session(), maker, generation).record();
-        if self.segments.first_key_value().is_some_and(|(&oldest, _)| oldest < first) {
-            // Of blocks in older segments. What is held here was not forgotten by any of them, so they come first.
-            self.copy_forget_records(first, &mut bytes)?;
-            self.copy_forget_records(second, &mut bytes)?;
-        }
-        let kept = self.most_distinct(&held, self.options.segment_bytes - bytes.len() as u64)?;
-        let dropped: Vec<usize> =
-            held.iter().copied().filter(|order| kept.binary_search(order).is_err()).collect();
-        self.drop_blocks(&dropped)?;
-
+        let mut bytes = Vec::with_capacity(self.options.segment_bytes as usize);
+        bytes.extend(Header::new(self.session(), maker, generation).record());
+        // They forget blocks of earlier segments, or of the first of the two for as long as it is there. What is held
+        // was forgotten by none of them, so they come first.
+        self.copy_forget_records(first, &mut bytes)?;
+        self.copy_forget_records(second, &mut bytes)?;
+        let room = self.options.segment_bytes.saturating_sub(bytes.len() as u64);
         let mut moved = Vec::new();
-        for order in kept {
-            let block = self.shared.read(&self.places[order])?;
+        for order in self.most_distinct(&held, room)? {
+            let Some(block) = self.shared.read_whole(&self.places[order])? else { continue };
             let summary = self.places[order].summary(&self.metas[order]);
             let offset = bytes.len() as u64;
             let head = head::encode(&block, &summary);
@@ -114,7 +118,12 @@ impl DiskStore {
             let prefix = prefix.expect("it was just encoded");
             moved.push((order, Place::new(second, offset, prefix, &summary), summary));
         }
-        super::write_whole(&segment::path(&self.shared.folder, second), &bytes)?;
+        let path = segment::path(&self.shared.folder, second);
+        let new = Partial::write(&path, &bytes)?;
+        let is_moved = |order: &usize| moved.iter().any(|(moved, ..)| moved == order);
+        let dropped: Vec<usize> = held.into_iter().filter(|order| !is_moved(order)).collect();
+        self.drop_blocks(&dropped)?;
+        new.put()?;
         lock(&self.shared.files).remove(&second);
         self.segments.insert(second, (generation, bytes.len() as u64));
         self.move_blocks(moved, (second, generation, bytes.len() as u64));
@@ -130,10 +139,7 @@ impl DiskStore {
 
     /// Those of some blocks that are kept if there is room for so many bytes, in stream order. What is damaged is not.
     fn most_distinct(&self, orders: &[usize], max_bytes: u64) -> Result<Vec<usize>, StoreError> {
-        let read = |order: usize| match self.shared.read(&self.places[order]) {
-            Err(StoreError::Damaged { .. }) => Ok(None),
-            block => block.map(Some),
-        };
+        let read = |order: usize| self.shared.read_whole(&self.places[order]);
         let mut mean: Option<MeanKey> = None;
         for &order in orders {
             let Some(block) = read(order)? else { continue };
@@ -142,8 +148,7 @@ impl DiskStore {
         let Some(mean) = mean else { return Ok(Vec::new()) };
         let mut ranked: Vec<(f64, usize)> = Vec::new();
         for &order in orders {
-            let block: Option<Block> = read(order)?;
-            ranked.extend(block.map(|block| (mean.distance(&block), order)));
+            ranked.extend(read(order)?.map(|block| (mean.distance(&block), order)));
         }
         // Of equals the newer.
         ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
@@ -184,12 +189,10 @@ impl DiskStore {
             places[order] = place;
             fresh.blocks.insert(place.start, (place, summary));
         }
-        fresh.segments.retain(|other| other.0 != segment.0);
         fresh.segments.push(segment);
     }
 
     fn remove_segment(&mut self, number: u32) -> Result<(), StoreError> {
-        lock(&self.shared.fresh).segments.retain(|segment| segment.0 != number);
         self.commit_catalog()?;
         fs_err::remove_file(segment::path(&self.shared.folder, number))?;
         self.segments.remove(&number);

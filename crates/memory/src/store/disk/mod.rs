@@ -445,8 +445,8 @@ impl BlockStore for DiskStore {
         fresh.blocks.insert(place.start, (place, summary));
         let n_fresh = fresh.blocks.len();
         drop(fresh);
-        // The block is stored; if the catalogue cannot be written or an old segment not be removed
-        // now, that is tried again, and `sync` says so.
+        // The block is stored; if the catalogue cannot be written or room not be made now, that is
+        // tried again, and `sync` says so.
         let _ = self.keep_limit();
         if n_fresh >= COMMIT_BLOCKS {
             let _ = self.commit_catalog();
@@ -574,10 +574,22 @@ impl Shared {
     /// Reads a block and checks every byte of it.
     fn read(&self, place: &Place) -> Result<Block, StoreError> {
         let file = self.file(place.segment)?;
-        let mut bytes = vec![0; place.prefix.len() as usize];
         // A sector that cannot be read is damage like any other.
-        record::read_exact_at(&file, &mut bytes, place.offset).map_err(|_| self.damaged(place))?;
-        self.parse(place, &bytes).ok_or_else(|| self.damaged(place))
+        self.read_from(&file, place).ok().flatten().ok_or_else(|| self.damaged(place))
+    }
+
+    /// As [`read`](Self::read), where a block that is not whole is told from one that cannot be read now.
+    fn read_whole(&self, place: &Place) -> Result<Option<Block>, StoreError> {
+        Ok(self.read_from(&*self.file(place.segment)?, place)?)
+    }
+
+    fn read_from(&self, file: &File, place: &Place) -> std::io::Result<Option<Block>> {
+        let mut bytes = vec![0; place.prefix.len() as usize];
+        match record::read_exact_at(file, &mut bytes, place.offset) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => Ok(self.parse(place, &bytes)),
+        }
     }
 
     fn parse(&self, place: &Place, bytes: &[u8]) -> Option<Block> {

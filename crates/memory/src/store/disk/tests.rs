@@ -455,6 +455,14 @@ fn odd_block(range: Range<u64>) -> Arc<Block> {
     Arc::new(Block::new(Arc::from("test"), NewBlock { kv, ..new }).unwrap())
 }
 
+/// Forgets the newest ordinary block that is so far back that the record of it stands in a later segment.
+fn forget_an_old_one(store: &mut DiskStore, is_odd: impl Fn(usize) -> bool) -> u64 {
+    let held = |order: &usize| !store.metas()[*order].is_forgotten && !is_odd(*order);
+    let order = (0..store.metas().len() - 15).filter(held).last().unwrap();
+    store.forget(order).unwrap();
+    store.metas()[order].range.start.0
+}
+
 #[test]
 fn what_is_distinct_stays_within_the_limit_and_all_of_the_stream_is_covered() {
     let data = tempfile::tempdir().unwrap();
@@ -462,16 +470,17 @@ fn what_is_distinct_stays_within_the_limit_and_all_of_the_stream_is_covered() {
     let limited = DiskOptions { segment_bytes, max_bytes, keep: Keep::Distinct, ..options() };
     let mut store = open_with(data.path(), limited.clone()).unwrap();
     let is_odd = |i: usize| i % 25 == 3;
+    let mut forgotten = Vec::new();
     for (i, range) in ranges(300).into_iter().enumerate() {
         store.append(if is_odd(i) { odd_block(range) } else { block(range) }).unwrap();
         store.set_embedding(i, &[i as f32]).unwrap();
         assert!(store.segment_bytes() <= 36_000);
-        if i == 20 {
-            store.forget(0).unwrap();
+        if i % 40 == 20 {
+            forgotten.push(forget_an_old_one(&mut store, is_odd));
         }
     }
     let left = starts(&store);
-    assert_eq!(left.len(), 299 - store.n_dropped());
+    assert_eq!(left.len(), 300 - forgotten.len() - store.n_dropped());
     let odd: Vec<u64> = (0..300).filter(|&i| is_odd(i)).map(|i| 4 + 16 * i as u64).collect();
     let n_odd = odd.iter().filter(|start| left.contains(start)).count();
     assert_eq!((n_odd, odd.len()), (12, 12), "{left:?}");
@@ -481,7 +490,7 @@ fn what_is_distinct_stays_within_the_limit_and_all_of_the_stream_is_covered() {
         assert!(n_left > 2, "{left:?}");
     }
     drop(store);
-    let check = |data: &Path| {
+    let check = |data: &Path, has_embeddings: bool| {
         let store = open_with(data, limited.clone()).unwrap();
         assert_eq!((starts(&store), store.damage()), (left.clone(), &[][..]));
         assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
@@ -490,12 +499,15 @@ fn what_is_distinct_stays_within_the_limit_and_all_of_the_stream_is_covered() {
             let range = *start..start + 16;
             let expected = if odd.contains(start) { odd_block(range) } else { block(range) };
             assert_eq!((found.id(), found.kv()), (expected.id(), expected.kv()));
+            assert_eq!(store.text(order).unwrap().text, expected.text());
+            let embedding = vec![((start - 4) / 16) as f32];
+            assert_eq!(store.embedding(order).unwrap(), has_embeddings.then_some(embedding));
         }
     };
-    check(data.path());
+    check(data.path(), true);
     let copy = copy(data.path());
     fs_err::remove_file(catalog_file(copy.path())).unwrap();
-    check(copy.path());
+    check(copy.path(), false);
 }
 
 /// The process ends between any two changes of files.
@@ -504,53 +516,139 @@ fn segments_that_become_one_lose_nothing_that_stays() {
     let limited = DiskOptions { max_bytes: Some(12_000), keep: Keep::Distinct, ..options() };
     let data = tempfile::tempdir().unwrap();
     let mut store = open_with(data.path(), limited.clone()).unwrap();
-    let mut n_merged = 0;
-    for range in ranges(60) {
+    let (mut n_merged, mut forgotten) = (0, Vec::new());
+    for (i, range) in ranges(60).into_iter().enumerate() {
+        if i % 7 == 6 && i > 20 {
+            forgotten.push(forget_an_old_one(&mut store, |_| false));
+        }
         let before = copy(data.path());
         store.append(block(range)).unwrap();
         store.sync().unwrap();
         let after = copy(data.path());
-        let names = |data: &Path| -> Vec<_> {
-            segment_files(data).iter().map(|path| path.file_name().unwrap().to_owned()).collect()
-        };
-        let is_gone = |name: &std::ffi::OsString| !names(after.path()).contains(name);
-        let Some(gone) = names(before.path()).into_iter().find(is_gone) else { continue };
-        n_merged += 1;
-        let left = starts(&store);
-        // The new segment is there, and the first of the two as well.
         let folder = |data: &Path| SessionFolder::path_of(data, "test").join("blocks");
-        fs_err::copy(folder(before.path()).join(&gone), folder(after.path()).join(&gone)).unwrap();
-        for has_catalog in [true, false] {
-            let crashed = copy(after.path());
+        let numbers = |data: &Path| segment::list(&folder(data)).unwrap();
+        let is_gone = |number: &u32| !numbers(after.path()).contains(number);
+        let gone: Vec<u32> = numbers(before.path()).into_iter().filter(is_gone).collect();
+        let [first] = gone[..] else { continue };
+        n_merged += 1;
+        let second = numbers(before.path()).into_iter().find(|&number| number > first).unwrap();
+        let take = |from: &TempDir, number, to: &TempDir| {
+            let path = |data: &TempDir| segment::path(&folder(data.path()), number);
+            fs_err::copy(path(from), path(to)).unwrap();
+        };
+        let left = starts(&store);
+        let (_, without_newest) = left.split_last().unwrap();
+        let check = |crashed: &TempDir, has_catalog: bool, expected: &[u64]| {
+            let crashed = copy(crashed.path());
             if !has_catalog {
                 fs_err::remove_file(catalog_file(crashed.path())).unwrap();
             }
             let mut store = open_with(crashed.path(), limited.clone()).unwrap();
             let found = starts(&store);
-            assert!(left.iter().all(|start| found.contains(start)), "{found:?} {left:?}");
-            assert!(found == left || !has_catalog);
-            assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
-            // What was dropped is dropped again.
+            // Without a catalogue nobody knows what was to go.
+            assert!(found == expected || !has_catalog, "{found:?} {expected:?}");
+            assert!(expected.iter().all(|start| found.contains(start)), "{found:?} {expected:?}");
+            assert!(!forgotten.iter().any(|start| found.contains(start)), "{found:?}");
+            assert_eq!((store.damage(), store.verify(&mut |_| {}).unwrap()), (&[][..], vec![]));
             store.sync().unwrap();
             assert!(store.segment_bytes() <= 12_000);
             drop(store);
             assert_eq!(open_with(crashed.path(), limited.clone()).unwrap().damage(), []);
-        }
-        // The two of before are there, and the catalogue knows what is to go.
-        let mut crashed = open_with(before.path(), limited.clone()).unwrap();
-        let is_to_go = |start: &u64| !left.contains(start);
+        };
+        // What is to go is noted.
+        let noted = copy(before.path());
+        let mut crashed = open_with(noted.path(), limited.clone()).unwrap();
         let all = starts(&crashed);
-        let dropped = all.iter().enumerate().filter(|(_, start)| is_to_go(start));
-        crashed.drop_blocks(&dropped.map(|(order, _)| order).collect::<Vec<_>>()).unwrap();
+        let to_go = all.iter().enumerate().filter(|(_, start)| !left.contains(start));
+        crashed.drop_blocks(&to_go.map(|(order, _)| order).collect::<Vec<_>>()).unwrap();
         drop(crashed);
-        let crashed = open_with(before.path(), limited.clone()).unwrap();
-        assert_eq!(starts(&crashed), left[..left.len() - 1]);
-        assert_eq!(crashed.verify(&mut |_| {}).unwrap(), []);
+        check(&noted, true, without_newest);
+        // The new segment is there.
+        take(&after, second, &noted);
+        check(&noted, true, without_newest);
+        check(&noted, false, without_newest);
+        // So the first of the two is gone.
+        fs_err::remove_file(segment::path(&folder(noted.path()), first)).unwrap();
+        check(&noted, true, without_newest);
+        check(&noted, false, without_newest);
+        // The catalogue knows all of it, and the first is there again, as after a power failure.
+        check(&after, true, &left);
+        take(&before, first, &after);
+        check(&after, true, &left);
+        check(&after, false, &left);
     }
-    assert!(n_merged > 10);
+    assert!(n_merged > 10 && forgotten.len() > 4);
     let too_little = DiskOptions { max_bytes: Some(5999), ..limited };
     let error = open_with(tempfile::tempdir().unwrap().path(), too_little).unwrap_err();
     assert!(matches!(error, StoreError::Limit { least: 6000, .. }));
+}
+
+/// The records that forget a block of an earlier segment stand in the first of the two, or in the second.
+#[test]
+fn what_was_forgotten_stays_so_when_segments_become_one() {
+    for in_first in [true, false] {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = filled(data.path(), 3);
+        let is_written_to = |store: &DiskStore, number| {
+            store.segments.last_key_value().is_some_and(|(&last, _)| last == number)
+        };
+        let append = |store: &mut DiskStore| {
+            let start = store.metas().last().unwrap().range.end.0;
+            store.append(block(start..start + 16)).unwrap();
+        };
+        while !is_written_to(&store, if in_first { 2 } else { 3 }) {
+            append(&mut store);
+        }
+        store.forget(1).unwrap();
+        while !is_written_to(&store, 4) {
+            append(&mut store);
+        }
+        let expected = starts(&store).len();
+        store.merge(2, 3).unwrap();
+        let left = starts(&store);
+        assert!(!left.contains(&20) && left.len() < expected);
+        drop(store);
+        fs_err::remove_file(catalog_file(data.path())).unwrap();
+        let store = open(data.path());
+        assert_eq!((starts(&store), store.damage()), (left, &[][..]));
+    }
+}
+
+#[test]
+fn a_thinned_store_is_one_like_any_other() {
+    let data = tempfile::tempdir().unwrap();
+    let limited =
+        |max_bytes| DiskOptions { max_bytes: Some(max_bytes), keep: Keep::Distinct, ..options() };
+    let mut store = open_with(data.path(), limited(16_000)).unwrap();
+    ranges(60).into_iter().for_each(|range| store.append(block(range)).unwrap());
+    drop(store);
+    // A damaged block is not kept.
+    let oldest = &segment_files(data.path())[0];
+    let mut bytes = fs_err::read(oldest).unwrap();
+    let last = bytes.len() - 9;
+    bytes[last] ^= 1;
+    fs_err::write(oldest, bytes).unwrap();
+    let mut store = open_with(data.path(), limited(6_000)).unwrap();
+    assert_eq!(store.verify(&mut |_| {}).unwrap().len(), 1);
+    store.sync().unwrap();
+    assert!(store.segment_bytes() <= 6_000 && starts(&store).len() > 4);
+    assert_eq!(store.verify(&mut |_| {}).unwrap(), []);
+    // The stream goes on earlier, over what was dropped.
+    let middle = starts(&store)[2];
+    store.truncate(TokenPos(middle)).unwrap();
+    store.append(block(middle..middle + 30)).unwrap();
+    store.append(block(middle + 30..middle + 46)).unwrap();
+    let expected = starts(&store);
+    let (mut store, _) = store.compact().unwrap();
+    assert_eq!(starts(&store), expected);
+    assert_eq!((store.damage(), store.verify(&mut |_| {}).unwrap()), (&[][..], vec![]));
+    for i in 0..40 {
+        store.append(block(middle + 46 + 16 * i..middle + 62 + 16 * i)).unwrap();
+    }
+    assert!(store.segment_bytes() <= 6_000 && holds(&store, middle + 670..middle + 686));
+    drop(store);
+    let store = open_with(data.path(), limited(6_000)).unwrap();
+    assert_eq!((store.damage(), store.verify(&mut |_| {}).unwrap()), (&[][..], vec![]));
 }
 
 #[test]
