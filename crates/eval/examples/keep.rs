@@ -5,7 +5,6 @@
 //! asks all questions of each.
 
 use std::ops::{ControlFlow, Range};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -13,11 +12,11 @@ use everstream_eval::{Question, TaskOptions, task};
 use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::{
     Block, BlockStore, DiskOptions, DiskStore, Distance, Embedder, ExactIndex, Gate, Keep, Maker,
-    Memory, MemoryConfig, MiniLm, MiniLmOptions, Neighbours, RamStore, RecallRequest, Role,
-    SessionFolder, strategy,
+    Memory, MemoryConfig, Neighbours, RamStore, RecallRequest, Role, SessionFolder, strategy,
 };
-use everstream_runtime::model::{Model, ModelOptions};
 use everstream_runtime::{Origin, Session, SessionConfig};
+
+mod common;
 
 /// Shares of all bytes that there is room for: one in so many.
 const PARTS: [usize; 3] = [2, 4, 8];
@@ -44,27 +43,14 @@ fn main() -> anyhow::Result<()> {
     let [model, task, distractors, limit, seeds @ ..] = &args[..] else {
         bail!("use keep smollm2|qwen TASK[:DISTANCE,...] DISTRACTORS LIMIT SEED...")
     };
-    let variable = match &**model {
-        "smollm2" => "EVERSTREAM_TEST_SMOLLM2",
-        "qwen" => "EVERSTREAM_TEST_QWEN",
-        _ => bail!("no model {model}: use smollm2 or qwen"),
-    };
     let (name, distances) = task.split_once(':').unwrap_or((task, ""));
     let distances = distances.split(',').filter(|distance| !distance.is_empty());
-    let model = Arc::new(Model::open(&path(variable)?, ModelOptions::default())?);
-    let encoder: Arc<dyn Embedder> =
-        Arc::new(MiniLm::open(&path("EVERSTREAM_TEST_MINILM")?, MiniLmOptions::default())?);
-    let data = match name {
-        "squad" => Some("squad-v2-dev.jsonl.gz"),
-        "triviaqa" => Some("triviaqa-dev.jsonl.gz"),
-        "locomo" => Some("locomo-dev.jsonl.gz"),
-        _ => None,
-    };
-    let folder = path("EVERSTREAM_TEST_DATA")?;
+    let (model, encoder) = (common::model(model)?, common::encoder()?);
+    let data = common::data(name)?;
     let mut options = TaskOptions {
-        data: data.map(|file| folder.join(file)),
         limit: limit.parse()?,
-        distractors: data.map(|_| distractors.parse()).transpose()?,
+        distractors: data.as_ref().map(|_| distractors.parse()).transpose()?,
+        data,
         unanswerable: false,
         distances: distances.map(str::parse).collect::<Result<_, _>>()?,
         seed: 0,
@@ -184,10 +170,4 @@ fn ask(
         cell.n_recalled += usize::from(is_right);
     }
     Ok(())
-}
-
-/// A path that `cargo xtask` passes on.
-fn path(variable: &str) -> anyhow::Result<PathBuf> {
-    let value = std::env::var_os(variable);
-    Ok(value.with_context(|| format!("{variable} is not set: run `cargo xtask soak`"))?.into())
 }

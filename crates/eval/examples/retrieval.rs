@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,10 +16,11 @@ use everstream_runtime::encode;
 use everstream_runtime::kv_cache::TokenPos;
 use everstream_runtime::memory::{
     BlockKv, Distance, Embedder, ExactIndex, Fusion, Gate, Hybrid, KvShape, KvType, Memory,
-    MemoryConfig, MiniLm, MiniLmOptions, Nearest, Neighbours, NewBlock, RamStore, RecallRequest,
-    Role, Strategy,
+    MemoryConfig, Nearest, Neighbours, NewBlock, RamStore, RecallRequest, Role, Strategy,
 };
-use everstream_runtime::model::{Model, ModelOptions};
+use everstream_runtime::model::Model;
+
+mod common;
 
 /// The smallest keys and values there are: nothing looks at them.
 const SHAPE: KvShape = KvShape { n_layers: 1, n_kv_heads: 1, head_dim: 2 };
@@ -44,22 +45,11 @@ fn main() -> anyhow::Result<()> {
     let [task, limit, seeds @ ..] = &args[..] else {
         bail!("use retrieval TASK[:DISTANCE,...] LIMIT SEED...")
     };
-    let model = Model::open(&path("EVERSTREAM_TEST_QWEN")?, ModelOptions::default())?;
-    let encoder: Arc<dyn Embedder> =
-        Arc::new(MiniLm::open(&path("EVERSTREAM_TEST_MINILM")?, MiniLmOptions::default())?);
+    let (model, encoder) = (common::model("qwen")?, common::encoder()?);
     let (name, distances) = task.split_once(':').unwrap_or((task, ""));
     let distances = distances.split(',').filter(|distance| !distance.is_empty());
-    let data = match name {
-        "squad" => Some("squad-v2-dev.jsonl.gz"),
-        "triviaqa" => Some("triviaqa-dev.jsonl.gz"),
-        "locomo" => Some("locomo-dev.jsonl.gz"),
-        "longeval" => Some("longeval-lines.jsonl.gz"),
-        "qmsum" => Some("qmsum-test.jsonl.gz"),
-        _ => None,
-    };
-    let folder = path("EVERSTREAM_TEST_DATA")?;
     let mut options = TaskOptions {
-        data: data.map(|file| folder.join(file)),
+        data: common::data(name)?,
         limit: limit.parse()?,
         distractors: None,
         unanswerable: false,
@@ -92,12 +82,6 @@ fn main() -> anyhow::Result<()> {
         println!("| {} | {:.1} % | {:.1} % | {:.1} % |", row.label, mean(0), mean(1), mean(2));
     }
     Ok(())
-}
-
-/// A path that `cargo xtask` passes on.
-fn path(variable: &str) -> anyhow::Result<PathBuf> {
-    let value = std::env::var_os(variable);
-    Ok(value.with_context(|| format!("{variable} is not set: run `cargo xtask soak`"))?.into())
 }
 
 /// The ids of the questions about every second article.
