@@ -156,8 +156,9 @@ pub(crate) struct DenseArgs {
 /// How `remember` recalls.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RecallArgs {
-    /// Which blocks are recalled: hybrid (by meaning and words), nearest, fusion, attention, mmr,
-    /// max-distance, or the controls random, farthest and recent (open the gate for these)
+    /// Which blocks are recalled: hybrid (by meaning and words), nearest, fusion, attention (by what the
+    /// model looks at of the nearest; attention-clusters: of those in the best clusters of keys;
+    /// attention-all: of all), mmr, max-distance, or the controls random, farthest and recent (open the gate for these)
     #[arg(long, value_name = "NAME", default_value = "hybrid", value_parser = strategy)]
     pub(crate) strategy: Arc<dyn Strategy>,
     #[command(flatten)]
@@ -277,7 +278,7 @@ fn role(name: &str) -> Result<Role, String> {
     Role::by_name(name).ok_or_else(|| "use user, assistant, document or system".to_owned())
 }
 
-/// A size such as 500MB or 20GB.
+/// A size such as 500MB or 2GiB.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -287,10 +288,17 @@ fn size(text: &str) -> Result<u64, String> {
         "MB" | "M" => 1e6,
         "GB" | "G" => 1e9,
         "TB" | "T" => 1e12,
-        _ => return Err("use a size such as 500MB or 20GB".to_owned()),
+        "KIB" => f64::from(1 << 10),
+        "MIB" => f64::from(1 << 20),
+        "GIB" => f64::from(1 << 30),
+        _ => return Err("use a size such as 500MB or 2GiB".to_owned()),
     };
-    let number: f64 = number.parse().map_err(|_| "use a size such as 500MB or 20GB".to_owned())?;
-    Ok((number * factor) as u64)
+    let number: f64 = number.parse().map_err(|_| "use a size such as 500MB or 2GiB".to_owned())?;
+    let bytes = number * factor;
+    if bytes >= u64::MAX as f64 {
+        return Err("that is more than there is".to_owned());
+    }
+    Ok(bytes as u64)
 }
 
 /// Where a session lives.

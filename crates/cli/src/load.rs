@@ -79,9 +79,10 @@ pub(crate) fn data_dir(common: &Common) -> anyhow::Result<PathBuf> {
 /// Where a session lives, and how much it may take.
 pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Option<Storage>> {
     let Some(name) = &args.session else { return Ok(None) };
-    let folder = Arc::new(SessionFolder::create(&data_dir(common)?, name)?);
     let keep = Keep::from(args.memory_keep);
-    let max_bytes = match args.memory_max {
+    let limit = args.memory_max.map(|max_bytes| check_limit(max_bytes, keep)).transpose()?;
+    let folder = Arc::new(SessionFolder::create(&data_dir(common)?, name)?);
+    let max_bytes = match limit {
         Some(max_bytes) => max_bytes,
         // What it has already is not to be dropped because others filled the disk.
         None => {
@@ -92,6 +93,15 @@ pub(crate) fn storage(common: &Common, args: &SessionArgs) -> anyhow::Result<Opt
     };
     let accepts_loss = args.accept_loss;
     Ok(Some(Storage { folder, max_bytes: Some(max_bytes), keep, accepts_loss }))
+}
+
+/// Refuses a limit for what a session remembers that not even a few segments fit into.
+pub(crate) fn check_limit(max_bytes: u64, keep: Keep) -> anyhow::Result<u64> {
+    let least = keep.fewest_segments() * DEFAULT_SEGMENT_BYTES;
+    if max_bytes < least {
+        bail!("--memory-max {max_bytes} is too little: use at least {}MiB", least >> 20);
+    }
+    Ok(max_bytes)
 }
 
 /// Adds what blocks are found with to a session's settings. `session` is its name, if it has one.

@@ -69,8 +69,8 @@ impl ClusterArgs {
         let Some(config) = self.config().filter(|_| !self.force) else { return Ok(()) };
         if config != ClusterConfig::default() {
             anyhow::bail!(
-                "only 64 calibrated centroids behind the sinks were measured to help a model: leave the \
-                 other --cluster settings out, or use --force"
+                "only 64 calibrated centroids behind the sinks were measured to help a model: use \
+                 --clusters 64 without other --cluster settings, or --force"
             );
         }
         if let Some((_, how)) = HURT.iter().find(|(name, _)| *name == model) {

@@ -194,12 +194,18 @@ impl Chat<'_> {
         if resumed.n_replayed > 0 {
             line += &format!("; read {} tokens again after a crash", resumed.n_replayed);
         }
+        if resumed.n_over_limit > 0 {
+            line += &format!("; {} were dropped to keep --memory-max", resumed.n_over_limit);
+        }
         output::dim_note(&line);
         if resumed.is_older_state {
             output::note("the newest saved state was damaged: an older one was used");
         }
         if resumed.n_lost_blocks > 0 {
-            output::note(&format!("{} recalled blocks are damaged", resumed.n_lost_blocks));
+            output::note(&format!(
+                "of what was recalled, {} blocks are gone: dropped, forgotten or damaged",
+                resumed.n_lost_blocks
+            ));
         }
         if resumed.n_dropped_blocks > 0 {
             output::note(&format!(

@@ -351,6 +351,10 @@ fn remove(data: &Path, args: &RemoveArgs) -> anyhow::Result<()> {
     store.sync()?;
     let name = &args.session;
     let n = orders.len();
+    if n == 0 {
+        output::note("forgot nothing: no block has tokens of that range");
+        return Ok(());
+    }
     output::note(&format!(
         "forgot {n} blocks; `everstream memory compact --session {name}` takes them off the disk, but for \
          what the two newest journals hold of what was read last"

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use everstream_runtime::memory::{DEFAULT_SEGMENT_BYTES, Keep, SessionFolder};
+use everstream_runtime::memory::{Keep, SessionFolder};
 use everstream_runtime::{DocumentContext, Policy, Sampler};
 use everstream_server::{Engine, EngineConfig, Keys, SavedConfig, ServerConfig, serve};
 
@@ -34,14 +34,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     }
     let keys = keys(args)?;
     let keep = Keep::from(args.memory_keep);
-    let least = keep.fewest_segments() * DEFAULT_SEGMENT_BYTES;
-    if args.memory_max < least {
-        bail!(
-            "--memory-max {} is too little: use at least {}",
-            args.memory_max,
-            output::size(least)
-        );
-    }
+    load::check_limit(args.memory_max, keep)?;
     if !args.addr.ip().is_loopback() && keys.is_open() {
         bail!(
             "{} can be reached by others: give --api-key KEY or --keys FILE, or listen at 127.0.0.1",

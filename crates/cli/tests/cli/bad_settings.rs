@@ -102,6 +102,19 @@ fn sizes_beyond_every_machine() {
     }
 }
 
+#[test]
+fn limits_that_nothing_fits_into() {
+    let rig = Rig::new();
+    let model = tiny("tiny-llama");
+    let chat = |size, keep| {
+        let session = ["--session", "small", "--memory-max", size, "--memory-keep", keep];
+        rig.fails(&[&["chat", "--model", &model][..], &session].concat(), "is too little: use at");
+    };
+    chat("127MiB", "newest");
+    chat("191MiB", "distinct");
+    assert_eq!(rig.ok(&["memory", "ls", "--json"]).stdout, "", "no session was begun");
+}
+
 /// What the parser refuses: its own message, and exit code 2.
 #[test]
 fn values_that_are_no_setting() {
@@ -112,6 +125,8 @@ fn values_that_are_no_setting() {
         (&["models", "--threads", "0"], "non-zero"),
         (&["generate"], "<--prompt <TEXT>|--file <FILE>>"),
         (&["generate", "--prompt", "x", "--stop", ""], "--stop"),
+        (&["chat", "--session", "x", "--memory-max", "3 parsecs"], "500MB or 2GiB"),
+        (&["chat", "--session", "x", "--memory-max", "99999999999TB"], "more than there is"),
         (&["chat", "--policy", "all"], "use dense, window"),
         (
             &["chat", "--strategy", "best"],
@@ -167,7 +182,7 @@ fn clusters_are_refused_where_they_were_not_measured() {
     rig.fails(&with(&["--clusters", "64"]), "clusters were not measured to help");
     rig.fails(
         &with(&["--clusters", "64", "--cluster-form", "medoid"]),
-        "only 64 calibrated centroids behind the sinks were measured",
+        "only 64 calibrated centroids behind the sinks were measured to help a model: use --clusters 64",
     );
     rig.ok(&with(&["--clusters", "64", "--cluster-form", "medoid", "--force"]));
     rig.fails(

@@ -57,8 +57,10 @@ pub struct Storage {
 pub struct Resumed {
     /// Tokens that were read again.
     pub n_replayed: u64,
-    /// Recalled blocks that could not be read again.
+    /// Recalled blocks that could not be read again: they are damaged, forgotten or dropped.
     pub n_lost_blocks: usize,
+    /// Blocks that were dropped at this start to keep within [`Storage::max_bytes`].
+    pub n_over_limit: usize,
     /// Whether the newest state was damaged and an older one was used.
     pub is_older_state: bool,
     /// Stored blocks of tokens that nothing could read again, and that were forgotten.
@@ -245,9 +247,10 @@ impl Session {
         // Where a power failure or damage cut the journal short, blocks may lie in the store of
         // tokens that it lacks, or that end elsewhere. They are written again.
         let mut end = TokenPos(found.n_tokens_after_replay());
-        let mut n_dropped = None;
+        let (mut n_dropped, mut n_over_limit) = (None, 0);
         let mut session = loop {
             let mut store = open_store()?;
+            n_over_limit += store.n_dropped();
             // Those that are cut off later are written again.
             let n_beyond = *n_dropped.get_or_insert_with(|| {
                 let beyond = |meta: &&BlockMeta| meta.range.start >= end && !meta.is_forgotten;
@@ -284,6 +287,7 @@ impl Session {
         };
         if let Some(resumed) = &mut session.resumed {
             resumed.n_dropped_blocks = n_dropped.unwrap_or(0);
+            resumed.n_over_limit = n_over_limit;
         }
         if let Some(broken) = &found.broken {
             // What was given up does not come back, should an older state be needed.

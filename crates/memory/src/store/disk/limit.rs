@@ -44,6 +44,15 @@ impl Keep {
     }
 }
 
+/// What a segment holds.
+#[derive(Clone, Copy)]
+struct Extent {
+    /// The first token of its blocks.
+    first: u64,
+    /// Bytes of the blocks that are not forgotten.
+    held_bytes: u64,
+}
+
 impl DiskStore {
     /// Drops blocks until the limit is kept.
     pub(super) fn keep_limit(&mut self) -> Result<(), StoreError> {
@@ -66,27 +75,35 @@ impl DiskStore {
         self.remove_segment(number)
     }
 
-    /// The neighbours, both full, that stand for the smallest share of all that was read since they began; the oldest
-    /// of equals. So what a segment stands for grows with its age.
+    /// Neighbours that fit into one segment as they are. Without such, those that stand for the smallest share of all
+    /// that was read since they began; the oldest of equals. So what a segment stands for grows with its age.
     fn pair_to_merge(&self) -> Option<(u32, u32)> {
         if self.options.keep == Keep::Newest {
             return None;
         }
         let end = self.metas.last()?.range.end.0;
-        let mut firsts: BTreeMap<u32, u64> = self.segments.keys().map(|&n| (n, end)).collect();
-        for place in &*self.places {
-            if let Some(first) = firsts.get_mut(&place.segment) {
-                *first = place.start.min(*first);
+        let empty = |&number: &u32| (number, Extent { first: end, held_bytes: 0 });
+        let mut extents: BTreeMap<u32, Extent> = self.segments.keys().map(empty).collect();
+        for (place, meta) in self.places.iter().zip(&self.metas) {
+            if let Some(extent) = extents.get_mut(&place.segment) {
+                extent.first = extent.first.min(place.start);
+                extent.held_bytes += if meta.is_forgotten { 0 } else { place.prefix.len() };
             }
         }
+        let mut segments: Vec<(u32, Extent)> = extents.into_iter().collect();
         // A segment without blocks begins where the next one does.
-        let mut segments: Vec<(u32, u64)> = firsts.into_iter().collect();
         for i in (1..segments.len()).rev() {
-            segments[i - 1].1 = segments[i - 1].1.min(segments[i].1);
+            segments[i - 1].1.first = segments[i - 1].1.first.min(segments[i].1.first);
         }
-        let share = |of: &&[(u32, u64)]| {
-            let [(_, first), _, (_, next)] = of[..] else { return f64::INFINITY };
-            (next - first).max(1) as f64 / (end - first).max(1) as f64
+        let header =
+            Header::new(self.session(), self.maker.clone().unwrap_or_default(), 0).record();
+        let room = self.options.segment_bytes.saturating_sub(header.len() as u64);
+        let share = |of: &&[(u32, Extent)]| {
+            let [(_, one), (_, other), (_, next)] = of[..] else { return f64::INFINITY };
+            if one.held_bytes + other.held_bytes <= room {
+                return 0.0;
+            }
+            (next.first - one.first).max(1) as f64 / (end - one.first).max(1) as f64
         };
         // The last one is being written to.
         let pairs = segments.windows(3);

@@ -258,6 +258,8 @@ impl DiskStore {
         };
         store.share_sources();
         store.commit_catalog()?;
+        // What cannot be dropped now is dropped later.
+        let _ = store.keep_limit();
         Ok(store)
     }
 
