@@ -78,10 +78,9 @@ impl KeyClusters {
                 true => None,
                 false => read(order)?,
             };
-            let block = block.filter(|block| Some(block.kv().shape()) == self.shape);
+            let block = block.as_ref().filter(|block| Some(block.kv().shape()) == self.shape);
             for (head, (means, members)) in self.means.iter().zip(&mut self.members).enumerate() {
-                let of_head = |block: Arc<Block>| members_of(means, head, block);
-                members.push(block.clone().map_or([0; WORDS], of_head));
+                members.push(block.map_or([0; WORDS], |block| members_of(means, head, block)));
             }
             self.n_blocks += 1;
         }
@@ -128,9 +127,12 @@ impl KeyClusters {
 
     /// Clusters the keys of a sample, as many of each part of it; none if there is no sample.
     fn learn(&mut self, sample: &[Arc<Block>]) {
-        self.shape = sample.first().map(|block| block.kv().shape());
-        let n_heads = self.shape.map_or(0, |shape| shape.n_layers * shape.n_kv_heads);
-        let has_shape = |block: &&Arc<Block>| Some(block.kv().shape()) == self.shape;
+        let Some(shape) = sample.first().map(|block| block.kv().shape()) else {
+            *self = Self::default();
+            return;
+        };
+        let n_heads = shape.n_layers * shape.n_kv_heads;
+        let has_shape = |block: &&Arc<Block>| block.kv().shape() == shape;
         let sample: Vec<Arc<Block>> = sample.iter().filter(has_shape).cloned().collect();
         let n_parts = N_BEGINNINGS.min(sample.len());
         let config = ClusterConfig {
@@ -139,16 +141,16 @@ impl KeyClusters {
             ..ClusterConfig::default()
         };
         let of_head = |head: usize| {
-            let head_dim = self.shape.map_or(0, |shape| shape.head_dim);
-            let mut means = Means::new(&config, head_dim);
+            let mut means = Means::new(&config, shape.head_dim);
             let mut rng = SplitMix64::new(head as u64);
             for part in 0..n_parts {
                 let of_part = |n: usize| n * part / n_parts..n * (part + 1) / n_parts;
-                let segment = segment(head, &sample[of_part(sample.len())]);
+                let segment = segment(shape, head, &sample[of_part(sample.len())]);
                 means.add(Isa::detect(), &segment, of_part(N_CLUSTERS).len(), &mut rng);
             }
             means
         };
+        self.shape = Some(shape);
         self.means = Arc::new((0..n_heads).map(of_head).collect());
         self.members = vec![Vec::new(); n_heads];
     }
@@ -176,20 +178,18 @@ fn learned_from(n_blocks: usize) -> usize {
     if n <= n_blocks { n } else { 0 }
 }
 
-fn members_of(means: &Means, head: usize, block: Arc<Block>) -> Members {
+fn members_of(means: &Means, head: usize, block: &Arc<Block>) -> Members {
     let mut members = [0; WORDS];
-    for cluster in means.nearest(Isa::detect(), &segment(head, &[block])) {
+    let segment = segment(block.kv().shape(), head, std::slice::from_ref(block));
+    for cluster in means.nearest(Isa::detect(), &segment) {
         let cluster = cluster as usize;
         members[cluster / 64] |= 1 << (cluster % 64);
     }
     members
 }
 
-/// The keys of one KV head of some blocks of one shape, which stand for their values as well: those are not asked for.
-fn segment(head: usize, blocks: &[Arc<Block>]) -> Segment {
-    let Some(shape) = blocks.first().map(|block| block.kv().shape()) else {
-        return Segment::new(1, Vec::new(), Vec::new());
-    };
+/// The keys of one KV head of some blocks of this shape, which stand for their values as well: those are not asked for.
+fn segment(shape: KvShape, head: usize, blocks: &[Arc<Block>]) -> Segment {
     let dim = shape.head_dim;
     let (layer, kv_head) = (head / shape.n_kv_heads, head % shape.n_kv_heads);
     let n_tokens: usize = blocks.iter().map(|block| block.kv().n_tokens()).sum();

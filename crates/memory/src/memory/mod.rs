@@ -205,12 +205,8 @@ impl Memory {
         if self.config.strategy.needs_words() {
             self.index_words()?;
         }
-        if self.config.strategy.needs_clusters()
-            && request.queries.is_some()
-            && !self.clusters.are_of_blocks(self.store.metas())
-        {
-            let (store, clusters) = (&self.store, Arc::make_mut(&mut self.clusters));
-            clusters.update(store.metas(), &|order| present(store.get(order)))?;
+        if self.config.strategy.needs_clusters() && request.queries.is_some() {
+            self.cluster_keys()?;
         }
         let words = Arc::clone(&self.words);
         let words = words.scores(request.query);
@@ -535,6 +531,17 @@ impl Memory {
         for order in words.len()..n_blocks {
             let text = present(self.store.text(order))?.map_or(String::new(), |text| text.text);
             words.add(self.store.metas()[order].id, &text);
+        }
+        Ok(())
+    }
+
+    /// Clusters the keys of blocks that are new since the last time, or of others than then.
+    fn cluster_keys(&mut self) -> Result<(), MemoryError> {
+        let metas = self.store.metas();
+        // Branches share them for as long as nothing changes.
+        if !self.clusters.are_of_blocks(metas) {
+            let read = |order| present(self.store.get(order));
+            Arc::make_mut(&mut self.clusters).update(metas, &read)?;
         }
         Ok(())
     }

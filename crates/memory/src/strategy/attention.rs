@@ -337,19 +337,13 @@ mod tests {
         let rank = |queries, n| {
             let words = WordIndex::default();
             let words = words.scores("");
+            let clusters = KeyClusters::default();
             let query = Query {
-                text: "",
-                embedding: &[0.0],
-                index: &index,
-                words: &words,
-                clusters: &KeyClusters::default(),
-                blocks: &[],
-                eligible: &|_| true,
                 queries,
-                block_text: &|_| None,
                 block: &|id: BlockId| {
                     blocks[1..].iter().find(|block| block.id() == id).map(Arc::clone)
                 },
+                ..Query::bare(&[0.0], &index, &words, &clusters)
             };
             let mut out = Vec::new();
             Attention::default().rank(&query, n, &mut out).unwrap();
@@ -384,16 +378,11 @@ mod tests {
         let words = WordIndex::default();
         let words = words.scores("");
         let query = Query {
-            text: "",
-            embedding: &[0.0],
-            index: &index,
-            words: &words,
-            clusters: &clusters,
             blocks: &metas,
             eligible: &|id| id != blocks[7].id(),
             queries: Some(&queries),
-            block_text: &|_| None,
             block: &|id| blocks.iter().find(|block| block.id() == id).map(Arc::clone),
+            ..Query::bare(&[0.0], &index, &words, &clusters)
         };
         let rank = |candidates, n| {
             let mut out = Vec::new();

@@ -58,17 +58,13 @@ impl World {
 
     fn rank(&self, strategy: &dyn Strategy, n: usize) -> Vec<Hit> {
         let words = self.words.scores("every third");
+        let clusters = KeyClusters::default();
         let query = Query {
             text: "every third",
-            words: &words,
-            embedding: &self.query,
-            index: &self.index,
             blocks: &self.metas,
             eligible: &|id| self.is_eligible(id),
-            clusters: &KeyClusters::default(),
-            queries: None,
-            block: &|_| None,
             block_text: &|id| self.is_quoted(id).then(|| "The third! Is one.".to_owned()),
+            ..Query::bare(&self.query, &self.index, &words, &clusters)
         };
         let mut out = vec![Hit { id: BlockId(1), distance: 0.0 }];
         strategy.rank(&query, n, &mut out).unwrap();

@@ -98,6 +98,30 @@ pub struct Query<'a> {
     pub block_text: &'a dyn Fn(BlockId) -> Option<String>,
 }
 
+#[cfg(test)]
+impl<'a> Query<'a> {
+    /// One without a text, a model or blocks, for which all blocks are eligible: tests say what else there is.
+    fn bare(
+        embedding: &'a [f32],
+        index: &'a dyn VectorIndex,
+        words: &'a WordScores<'a>,
+        clusters: &'a KeyClusters,
+    ) -> Self {
+        Self {
+            text: "",
+            embedding,
+            index,
+            words,
+            blocks: &[],
+            eligible: &|_| true,
+            clusters,
+            queries: None,
+            block: &|_| None,
+            block_text: &|_| None,
+        }
+    }
+}
+
 /// Ranks blocks for a query.
 ///
 /// Callers may assume that the same query over the same blocks gives the same hits. Implementers

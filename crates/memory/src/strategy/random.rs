@@ -51,6 +51,7 @@ mod tests {
     use super::*;
     use crate::block::BlockId;
     use crate::index::{Distance, ExactIndex, VectorIndex};
+    use crate::key_clusters::KeyClusters;
     use crate::words::WordIndex;
 
     fn draw(seed: u64, text: &str, n: usize) -> Vec<u64> {
@@ -60,17 +61,11 @@ mod tests {
         }
         let words = WordIndex::default();
         let words = words.scores("");
+        let clusters = KeyClusters::default();
         let query = Query {
-            words: &words,
             text,
-            embedding: &[0.0],
-            index: &index,
-            blocks: &[],
             eligible: &|id| id.0 % 2 == 0,
-            clusters: &crate::key_clusters::KeyClusters::default(),
-            queries: None,
-            block: &|_| None,
-            block_text: &|_| None,
+            ..Query::bare(&[0.0], &index, &words, &clusters)
         };
         let mut out = Vec::new();
         Random { seed }.rank(&query, n, &mut out).unwrap();

@@ -1,13 +1,14 @@
 //! Keeps a store within its limit.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fs_err::File;
 
 use super::folder::Partial;
-use super::head::{self, Summary};
 use super::segment::{self, Header};
-use super::{DiskStore, Place, Prefix, StoreError, lock};
+use super::{DiskStore, Place, StoreError, lock};
+use crate::block::Block;
 use crate::distinct::MeanKey;
 use crate::record::{self, Found};
 
@@ -126,18 +127,14 @@ impl DiskStore {
         let room = self.options.segment_bytes.saturating_sub(bytes.len() as u64);
         let mut moved = Vec::new();
         for order in self.most_distinct(&held, room)? {
-            let Some(block) = self.shared.read_whole(&self.places[order])? else { continue };
-            let summary = self.places[order].summary(&self.metas[order]);
-            let offset = bytes.len() as u64;
-            let head = head::encode(&block, &summary);
-            record::encode(segment::BLOCK, &head, &block.kv().to_bytes(), &mut bytes);
-            let prefix = bytes[offset as usize..].first_chunk().and_then(Prefix::parse);
-            let prefix = prefix.expect("it was just encoded");
-            moved.push((order, Place::new(second, offset, prefix, &summary), summary));
+            let place = self.places[order];
+            let Some((record, _)) = self.shared.read_whole(&place)? else { continue };
+            moved.push((order, Place { segment: second, offset: bytes.len() as u64, ..place }));
+            bytes.extend(record);
         }
         let path = segment::path(&self.shared.folder, second);
         let new = Partial::write(&path, &bytes)?;
-        let is_moved = |order: &usize| moved.iter().any(|(moved, ..)| moved == order);
+        let is_moved = |order: &usize| moved.binary_search_by_key(order, |moved| moved.0).is_ok();
         let dropped: Vec<usize> = held.into_iter().filter(|order| !is_moved(order)).collect();
         self.drop_blocks(&dropped)?;
         new.put()?;
@@ -156,7 +153,9 @@ impl DiskStore {
 
     /// Those of some blocks that are kept if there is room for so many bytes, in stream order. What is damaged is not.
     fn most_distinct(&self, orders: &[usize], max_bytes: u64) -> Result<Vec<usize>, StoreError> {
-        let read = |order: usize| self.shared.read_whole(&self.places[order]);
+        let read = |order: usize| -> Result<Option<Block>, StoreError> {
+            Ok(self.shared.read_whole(&self.places[order])?.map(|(_, block)| block))
+        };
         let mut mean: Option<MeanKey> = None;
         for &order in orders {
             let Some(block) = read(order)? else { continue };
@@ -183,28 +182,19 @@ impl DiskStore {
 
     /// Notes, on disk as well, that blocks are gone because they were to go.
     pub(super) fn drop_blocks(&mut self, orders: &[usize]) -> Result<(), StoreError> {
-        let mut fresh = lock(&self.shared.fresh);
-        for &order in orders {
-            let start = self.places[order].start;
-            self.metas[order].is_forgotten = true;
-            self.n_dropped += 1;
-            lock(&self.shared.hot).remove(order);
-            fresh.blocks.remove(&start);
-            fresh.embeddings.remove(&start);
-            fresh.removed.push(start);
-        }
-        drop(fresh);
+        orders.iter().for_each(|&order| self.let_go(order));
+        self.n_dropped += orders.len();
         // First the catalogue: what it knows and cannot find was lost.
         self.commit_catalog()?;
         Ok(lock(&self.shared.catalog).sync()?)
     }
 
-    fn move_blocks(&mut self, moved: Vec<(usize, Place, Summary)>, segment: (u32, u64, u64)) {
+    fn move_blocks(&mut self, moved: Vec<(usize, Place)>, segment: (u32, u64, u64)) {
         let mut fresh = lock(&self.shared.fresh);
-        let places = std::sync::Arc::make_mut(&mut self.places);
-        for (order, place, summary) in moved {
+        let places = Arc::make_mut(&mut self.places);
+        for (order, place) in moved {
             places[order] = place;
-            fresh.blocks.insert(place.start, (place, summary));
+            fresh.blocks.insert(place.start, (place, place.summary(&self.metas[order])));
         }
         fresh.segments.push(segment);
     }

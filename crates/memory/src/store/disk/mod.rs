@@ -401,6 +401,17 @@ impl DiskStore {
         Ok((number, offset))
     }
 
+    /// Knows of a block no more than that it was there.
+    fn let_go(&mut self, order: usize) {
+        let start = self.places[order].start;
+        self.metas[order].is_forgotten = true;
+        lock(&self.shared.hot).remove(order);
+        let mut fresh = lock(&self.shared.fresh);
+        fresh.blocks.remove(&start);
+        fresh.embeddings.remove(&start);
+        fresh.removed.push(start);
+    }
+
     /// Writes the catalogue anew, with nothing in it but what counts.
     fn rewrite_catalog(&mut self) -> Result<(), StoreError> {
         self.commit_catalog()?;
@@ -484,12 +495,7 @@ impl BlockStore for DiskStore {
         let start = self.places[order].start;
         self.record = segment::forget_record(start, id.0);
         self.append_record()?;
-        self.metas[order].is_forgotten = true;
-        lock(&self.shared.hot).remove(order);
-        let mut fresh = lock(&self.shared.fresh);
-        fresh.blocks.remove(&start);
-        fresh.embeddings.remove(&start);
-        fresh.removed.push(start);
+        self.let_go(order);
         Ok(())
     }
 
@@ -577,20 +583,22 @@ impl Shared {
     fn read(&self, place: &Place) -> Result<Block, StoreError> {
         let file = self.file(place.segment)?;
         // A sector that cannot be read is damage like any other.
-        self.read_from(&file, place).ok().flatten().ok_or_else(|| self.damaged(place))
+        let found = self.read_from(&file, place).ok().flatten();
+        found.map(|(_, block)| block).ok_or_else(|| self.damaged(place))
     }
 
-    /// As [`read`](Self::read), where a block that is not whole is told from one that cannot be read now.
-    fn read_whole(&self, place: &Place) -> Result<Option<Block>, StoreError> {
+    /// As [`read`](Self::read), with its record, where a block that is not whole is told from one that
+    /// cannot be read now.
+    fn read_whole(&self, place: &Place) -> Result<Option<(Vec<u8>, Block)>, StoreError> {
         Ok(self.read_from(&*self.file(place.segment)?, place)?)
     }
 
-    fn read_from(&self, file: &File, place: &Place) -> std::io::Result<Option<Block>> {
+    fn read_from(&self, file: &File, place: &Place) -> std::io::Result<Option<(Vec<u8>, Block)>> {
         let mut bytes = vec![0; place.prefix.len() as usize];
         match record::read_exact_at(file, &mut bytes, place.offset) {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error),
-            Ok(()) => Ok(self.parse(place, &bytes)),
+            Ok(()) => Ok(self.parse(place, &bytes).map(|block| (bytes, block))),
         }
     }
 
